@@ -1,0 +1,100 @@
+"""A claim: the durable, exclusive right to send one connection's refresh token once.
+
+A claim is taken before a request leaves and closed after its reply is stored. While it is open
+nobody else may send. Its take-over time passing does not make it free: it makes it *in doubt*,
+because the provider may have answered somebody who can no longer tell us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from daemon.domain.connection import Failure, Status
+from daemon.domain.tokens import TokenSet
+
+
+class ClaimState(StrEnum):
+    """Where a connection's refresh stands, for all replicas alike."""
+
+    IDLE = "idle"
+    SENDING = "sending"
+    """A request may be on its way; exactly one owner knows."""
+    IN_DOUBT = "in_doubt"
+    """A request was sent and its reply is unknown; resent only when the rotation profile says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One claimed attempt, with all that sending needs.
+
+    ``was_in_doubt`` tells that the attempt before it has an unknown end. ``failures`` counts
+    the failed attempts since the last stored reply. ``not_before`` is the moment the fleet-wide
+    rate has reserved for the send.
+    """
+
+    connection_id: str
+    provider: str
+    attempt: str
+    status: Status
+    tokens: TokenSet = field(repr=False)
+    requested_scopes: tuple[str, ...]
+    was_in_doubt: bool
+    failures: int
+    not_before: datetime
+
+
+class RefusalReason(StrEnum):
+    """Why a wanted claim was not given."""
+
+    SENDING = "sending"
+    """Another attempt is open: wait for its result."""
+    BACKING_OFF = "backing_off"
+    """The connection, after a failure, waits for its next time."""
+    PROVIDER_PAUSED = "provider_paused"
+    """``Retry-After``, an open circuit, or the rate limit."""
+    NOT_REFRESHABLE = "not_refreshable"
+    """No refresh token, or a state in which nothing is refreshed."""
+    SUPERSEDED = "superseded"
+    """A newer generation is stored than the one the asker knows."""
+    UNKNOWN = "unknown"
+    """There is no such connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A claim not given. ``retry_at`` is when asking again makes sense, where that is known."""
+
+    connection_id: str
+    reason: RefusalReason
+    retry_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """How a claimed attempt ended: what the store writes, in one compare-and-set.
+
+    ``tokens`` is the new set (its generation one above the claim's) or ``None`` where nothing
+    came. ``state`` is the claim state afterwards, ``due_at`` the next time (``None``: never).
+    """
+
+    connection_id: str
+    attempt: str
+    generation: int
+    tokens: TokenSet | None = field(default=None, repr=False)
+    state: ClaimState
+    due_at: datetime | None
+    status: Status
+    failures: int
+    last_error: Failure | None
+
+
+class Settled(StrEnum):
+    """What became of a settlement."""
+
+    STORED = "stored"
+    SUPERSEDED = "superseded"
+    """The row had moved on to a newer generation or another attempt: nothing was written."""
+    DISCONNECTED = "disconnected"
+    """The connection was disconnected meanwhile: nothing was written; new tokens must be revoked."""
