@@ -1,1 +1,4 @@
-"""Nouns and rules of tokenward. No network, no disk, no framework: values, and functions of values and a time."""
+"""Nouns and rules: values, and functions of values and a time.
+
+No network, no disk, no framework.
+"""

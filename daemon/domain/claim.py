@@ -7,10 +7,12 @@ because the provider may have answered somebody who can no longer tell us.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from daemon.domain.admission import ProviderState
 from daemon.domain.connection import Failure, Status
 from daemon.domain.tokens import TokenSet
 
@@ -22,7 +24,7 @@ class ClaimState(StrEnum):
     SENDING = "sending"
     """A request may be on its way; exactly one owner knows."""
     IN_DOUBT = "in_doubt"
-    """A request was sent and its reply is unknown; resent only when the rotation profile says so."""
+    """A request was sent, its reply is unknown; resent when the rotation profile says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +32,8 @@ class Claim:
     """One claimed attempt, with all that sending needs.
 
     ``was_in_doubt`` tells that the attempt before it has an unknown end. ``failures`` counts
-    the failed attempts since the last stored reply. ``not_before`` is the moment the fleet-wide
-    rate has reserved for the send.
+    the failed attempts since the last stored reply, ``planned_at`` is when it was due, ``delay``
+    how many seconds after the claim the fleet-wide rate allows the send.
     """
 
     connection_id: str
@@ -42,7 +44,21 @@ class Claim:
     requested_scopes: tuple[str, ...]
     was_in_doubt: bool
     failures: int
-    not_before: datetime
+    planned_at: datetime | None
+    delay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandoned:
+    """A claim whose owner has let its take-over time pass: now in doubt, never free."""
+
+    connection_id: str
+    provider: str
+    attempt: str
+    failures: int
+    generation: int
+    issued_at: datetime
+    expires_at: datetime | None
 
 
 class RefusalReason(StrEnum):
@@ -77,6 +93,8 @@ class Settlement:
 
     ``tokens`` is the new set (its generation one above the claim's) or ``None`` where nothing
     came. ``state`` is the claim state afterwards, ``due_at`` the next time (``None``: never).
+    ``touches_connection`` is false where the connection's own row stays as it is, as after most
+    refreshes: it then is not written.
     """
 
     connection_id: str
@@ -88,6 +106,7 @@ class Settlement:
     status: Status
     failures: int
     last_error: Failure | None
+    touches_connection: bool
 
 
 class Settled(StrEnum):
@@ -97,4 +116,13 @@ class Settled(StrEnum):
     SUPERSEDED = "superseded"
     """The row had moved on to a newer generation or another attempt: nothing was written."""
     DISCONNECTED = "disconnected"
-    """The connection was disconnected meanwhile: nothing was written; new tokens must be revoked."""
+    """The connection was disconnected meanwhile: nothing was written, new tokens are to revoke."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueClaims:
+    """What one sweep received. ``again_in``: seconds until the rate or a pause allows more."""
+
+    claims: Sequence[Claim]
+    states: Mapping[str, ProviderState]
+    again_in: float | None

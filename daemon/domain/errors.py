@@ -6,8 +6,11 @@
     ├── ConfigurationError        the configuration names what is wrong, with YAML paths   exit 2
     ├── StorageError
     │   ├── DatabaseUnavailableError  the database cannot be used right now; try again
+    │   ├── SchemaError               the database is not what our migrations made
     │   ├── SchemaTooNewError         a newer tokenward has migrated this database
-    │   └── KeyringError              a key is wrong or missing; no row was touched
+    │   ├── KeyringError              a key is wrong or missing; no row was touched
+    │   └── DecryptionError           one ciphertext does not open where it stands
+    ├── DiscoveryError            a provider's endpoints are not known and cannot be found out
     └── Problem                   an answer to a caller, RFC 9457
 
 The ends of token requests are values (``daemon.domain.outcome``), not exceptions.
@@ -55,11 +58,34 @@ class SchemaTooNewError(StorageError):
     """The database was migrated by a newer tokenward; this one would misread it."""
 
 
+class SchemaError(StorageError):
+    """The database is not what our migrations made, or one of them failed and was rolled back."""
+
+
 class KeyringError(StorageError):
     """An encryption key is wrong or missing. No row was touched."""
 
 
-class Problem(TokenwardError):
+class DecryptionError(StorageError):
+    """A ciphertext was changed, moved from another place, or needs a key that is not configured.
+
+    ``key_id`` is ``None`` where not even that can be read.
+    """
+
+    def __init__(self, reason: str, *, connection: str, column: str, key_id: str | None) -> None:
+        super().__init__(
+            f"{column} of connection {connection!r} cannot be decrypted (key {key_id!r}): {reason}"
+        )
+        self.connection = connection
+        self.column = column
+        self.key_id = key_id
+
+
+class DiscoveryError(TokenwardError):
+    """A provider's endpoints are not known and cannot be found out. The text says what to do."""
+
+
+class Problem(TokenwardError):  # noqa: N818 - the term of RFC 9457
     """An answer to a caller that is not what was asked for (RFC 9457).
 
     ``code`` becomes ``urn:tokenward:problem:CODE``; ``detail`` says what happened and what to

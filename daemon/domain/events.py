@@ -31,7 +31,7 @@ class Events(Protocol):
     def token_refreshed(
         self, claim: Claim, outcome: Outcome, *, duration: float, lag: float | None
     ) -> None:
-        """Tell that a refresh was stored: ``duration`` and ``lag`` (done minus planned), seconds."""
+        """Tell that a refresh was stored; ``duration`` and ``lag`` (done minus planned) in s."""
 
     def refresh_failed(
         self, claim: Claim, outcome: Outcome, *, duration: float, retry_in: float | None

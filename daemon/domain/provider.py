@@ -68,7 +68,8 @@ class Provider:
 
     ``rate`` is in token requests a second, fleet-wide and sustained; ``concurrency`` in refreshes
     in flight in this process; ``default_lifetime`` holds where a reply has no usable
-    ``expires_in``; ``token_response`` maps an RFC 6749 5.1 member name to the selector that finds
+    ``expires_in``; ``requires_iss`` tells that the server's metadata promises ``iss`` in every
+    authorization response (RFC 9207 3); ``token_response`` maps an RFC 6749 5.1 member name to the selector that finds
     it in this provider's replies.
     """
 
@@ -76,6 +77,7 @@ class Provider:
     client_id: str
     client_secrets: tuple[SecretStr, ...] = field(default=(), repr=False)
     issuer: str | None = None
+    requires_iss: bool = False
     endpoints: Endpoints = Endpoints()
     grant: Grant = Grant.AUTHORIZATION_CODE
     token_endpoint_auth_method: ClientAuthentication = ClientAuthentication.CLIENT_SECRET_BASIC

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from daemon.domain.connection import Status
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSet:
@@ -26,3 +28,24 @@ class TokenSet:
     def good_for(self, now: datetime) -> float | None:
         """Return the seconds of life left at ``now`` (0 or less: expired); ``None`` is forever."""
         return None if self.expires_at is None else (self.expires_at - now).total_seconds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurrentToken:
+    """What serving needs of a connection: its access token and its state, no refresh token.
+
+    ``access_token`` is empty where there is none (not authorized yet, imported without one,
+    erased). ``failure`` is the last error's description while refreshing fails.
+    """
+
+    connection: str
+    provider: str
+    status: Status
+    generation: int
+    access_token: str = field(repr=False)
+    token_type: str
+    scopes: tuple[str, ...]
+    issued_at: datetime
+    expires_at: datetime | None
+    refreshable: bool
+    failure: str | None = None

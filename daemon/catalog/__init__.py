@@ -1,0 +1,1 @@
+"""What providers are: their presets and their published metadata."""

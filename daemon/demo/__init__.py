@@ -1,0 +1,1 @@
+"""`tokenward demo`: the daemon beside a local authorization server, ready to click through."""

@@ -1,0 +1,1 @@
+"""The protocol's endpoints, as an OAuth client sees them."""

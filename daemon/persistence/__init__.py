@@ -1,0 +1,1 @@
+"""What outlives the process: PostgreSQL, its migrations, and encryption at rest."""

@@ -1,0 +1,151 @@
+"""Tickets and authorization transactions in PostgreSQL (port: AuthorizationStore)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from daemon.domain.authorization import PendingAuthorization, Ticket
+from daemon.domain.clock import Clock
+from daemon.domain.connection import Connection
+from daemon.domain.tokens import TokenSet
+from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.connections import INSERT_SCHEDULE, INSERT_TOKENS, PostgresConnections
+from daemon.persistence.postgres import Database
+from daemon.persistence.rows import seal_tokens
+
+_VERIFIER = "code_verifier"
+
+
+class PostgresAuthorizations:
+    """The authorization store on PostgreSQL. Methods raise DatabaseUnavailableError."""
+
+    def __init__(
+        self,
+        database: Database,
+        cipher: TokenCipher,
+        connections: PostgresConnections,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._cipher = cipher
+        self._connections = connections
+        self._clock = clock
+
+    async def add_ticket(self, ticket: Ticket) -> None:
+        """Store a ticket."""
+        await self._database.execute(
+            "INSERT INTO connect_tickets (ticket_hash, connection_id, caller, return_url,"
+            " expires_at) VALUES ($1, $2, $3, $4, $5)",
+            ticket.ticket_hash,
+            ticket.connection_id,
+            ticket.caller,
+            ticket.return_url,
+            ticket.expires_at,
+        )
+
+    async def ticket(
+        self, ticket_hash: bytes, *, now: datetime
+    ) -> tuple[Ticket, Connection] | None:
+        """Return a live ticket with its connection; ``None`` where unknown, used or expired."""
+        row = await self._database.fetchrow(
+            "SELECT ticket_hash, connection_id, caller, return_url, expires_at"
+            " FROM connect_tickets WHERE ticket_hash = $1 AND expires_at > $2",
+            ticket_hash,
+            now,
+        )
+        if row is None:
+            return None
+        connection = await self._connections.get(row["connection_id"])
+        return None if connection is None else (Ticket(**dict(row)), connection)
+
+    async def begin(self, authorization: PendingAuthorization) -> None:
+        """Store a transaction."""
+        await self._database.execute(
+            "INSERT INTO authorizations (state_hash, connection_id, provider, issuer,"
+            " token_endpoint, redirect_uri, code_verifier, browser_hash, scopes, return_url,"
+            " expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            authorization.state_hash,
+            authorization.connection_id,
+            authorization.provider,
+            authorization.issuer,
+            authorization.token_endpoint,
+            authorization.redirect_uri,
+            self._seal(authorization),
+            authorization.browser_hash,
+            list(authorization.scopes),
+            authorization.return_url,
+            authorization.expires_at,
+        )
+
+    async def consume(self, state_hash: bytes) -> PendingAuthorization | None:
+        """Remove and return a transaction, expired or not: of many who ask, one receives it."""
+        row = await self._database.fetchrow(
+            "DELETE FROM authorizations WHERE state_hash = $1 RETURNING *", state_hash
+        )
+        if row is None:
+            return None
+        verifier = row["code_verifier"]
+        opened = verifier and self._cipher.decrypt(
+            verifier, connection=row["connection_id"], column=_VERIFIER, generation=0
+        )
+        values = {**dict(row), "code_verifier": opened, "scopes": tuple(row["scopes"])}
+        return PendingAuthorization(**values)
+
+    async def complete(
+        self, authorization: PendingAuthorization, tokens: TokenSet, *, due_at: datetime | None
+    ) -> Connection | None:
+        """Store the tokens of a completed authorization; see the port."""
+        name = authorization.connection_id
+        now = self._clock.now()
+        async with self._database.transaction() as session:
+            row = await session.fetchrow(
+                "UPDATE connections SET status = 'active', last_error = NULL, updated_at = $2"
+                " WHERE id = $1 RETURNING provider",
+                name,
+                now,
+            )
+            if row is None:
+                return None
+            # The schedule's row is locked first, as a refresh's settlement does.
+            await session.execute(INSERT_SCHEDULE, name, row["provider"], due_at)
+            generation = await session.fetchval(
+                "SELECT generation FROM token_sets WHERE connection_id = $1 FOR UPDATE", name
+            )
+            stored = replace(tokens, generation=(generation or 0) + 1)
+            access, refresh = seal_tokens(self._cipher, name, stored)
+            await session.execute(
+                INSERT_TOKENS,
+                name,
+                stored.generation,
+                access,
+                refresh,
+                stored.token_type,
+                list(stored.scopes),
+                stored.issued_at,
+                stored.expires_at,
+                now,
+            )
+            await session.execute("DELETE FROM connect_tickets WHERE connection_id = $1", name)
+        return await self._connections.get(name)
+
+    async def prune(self, *, now: datetime) -> Sequence[str]:
+        """Remove expired tickets and transactions; return the ids of connections concerned."""
+        rows = await self._database.fetch(
+            "WITH t AS (DELETE FROM connect_tickets WHERE expires_at < $1 RETURNING connection_id),"
+            " a AS (DELETE FROM authorizations WHERE expires_at < $1 RETURNING connection_id)"
+            " SELECT connection_id FROM t UNION SELECT connection_id FROM a",
+            now,
+        )
+        return [row["connection_id"] for row in rows]
+
+    def _seal(self, authorization: PendingAuthorization) -> bytes | None:
+        if authorization.code_verifier is None:
+            return None
+        return self._cipher.encrypt(
+            authorization.code_verifier,
+            connection=authorization.connection_id,
+            column=_VERIFIER,
+            generation=0,
+        )

@@ -1,0 +1,239 @@
+"""Connections in PostgreSQL: create, find, list, and what serving reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import orjson
+
+from daemon.domain.connection import Connection, Status
+from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.postgres import Database
+from daemon.persistence.rows import connection_value, current_token, seal_tokens
+
+_SELECT = """
+SELECT c.*, t.generation, t.scopes, t.expires_at, t.stored_at,
+       t.refresh_token IS NOT NULL AS has_refresh_token, s.due_at
+FROM connections c
+LEFT JOIN token_sets t ON t.connection_id = c.id
+LEFT JOIN refresh_schedule s ON s.connection_id = c.id
+"""
+
+_CURRENT = """
+SELECT c.id, c.provider, c.status, c.last_error, c.created_at, t.generation, t.access_token,
+       t.token_type, t.scopes, t.issued_at, t.expires_at,
+       t.refresh_token IS NOT NULL AS has_refresh_token
+FROM connections c LEFT JOIN token_sets t ON t.connection_id = c.id
+"""
+
+_INSERT = """
+INSERT INTO connections (id, provider, grant_type, status, requested_scopes, metadata, return_url,
+                         created_by, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $9)
+"""
+
+INSERT_TOKENS = """
+INSERT INTO token_sets (connection_id, generation, access_token, refresh_token, token_type, scopes,
+                        issued_at, expires_at, stored_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (connection_id) DO UPDATE
+SET generation = excluded.generation, access_token = excluded.access_token,
+    refresh_token = excluded.refresh_token, token_type = excluded.token_type,
+    scopes = excluded.scopes, issued_at = excluded.issued_at, expires_at = excluded.expires_at,
+    stored_at = excluded.stored_at
+"""
+
+# Clearing the attempt is what fences off a refresh that is still on its way.
+INSERT_SCHEDULE = """
+INSERT INTO refresh_schedule (connection_id, provider, due_at) VALUES ($1, $2, $3)
+ON CONFLICT (connection_id) DO UPDATE
+SET due_at = excluded.due_at, state = 'idle', attempt = NULL, owner = NULL, take_over_at = NULL,
+    failures = 0
+"""
+
+
+def regular_expression(glob: str) -> str:
+    """Return PostgreSQL's regular expression for a glob as ``fnmatchcase`` reads it. Pure."""
+    parts: list[str] = []
+    place = 0
+    while place < len(glob):
+        letter = glob[place]
+        end = glob.find("]", place + 2) if letter == "[" else -1
+        if end > 0:
+            members = glob[place + 1 : end].replace("\\", "\\\\")
+            parts.append("[" + ("^" + members[1:] if members[0] == "!" else members) + "]")
+            place = end
+        else:
+            parts.append({"*": ".*", "?": "."}.get(letter) or re.escape(letter))
+        place += 1
+    return "^(?:" + "".join(parts) + ")$"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """What a listing is narrowed to.
+
+    ``patterns`` are globs over the ids that the caller may see; ``None`` is all of them.
+    """
+
+    provider: str | None = None
+    status: str | None = None
+    text: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    patterns: tuple[str, ...] | None = None
+
+
+class PostgresConnections:
+    """The connection store on PostgreSQL. Methods raise DatabaseUnavailableError."""
+
+    def __init__(self, database: Database, cipher: TokenCipher) -> None:
+        self._database = database
+        self._cipher = cipher
+
+    async def create(
+        self, connection: Connection, tokens: TokenSet | None, *, due_at: datetime | None
+    ) -> bool:
+        """Store a new connection, with tokens where they were imported; ``False``: id taken."""
+        try:
+            async with self._database.transaction() as session:
+                await session.execute(
+                    _INSERT,
+                    connection.id,
+                    connection.provider,
+                    connection.grant,
+                    connection.status.value,
+                    list(connection.requested_scopes),
+                    orjson.dumps(dict(connection.metadata)).decode(),
+                    connection.return_url,
+                    connection.created_by,
+                    connection.created_at,
+                )
+                if tokens is not None:
+                    access, refresh = seal_tokens(self._cipher, connection.id, tokens)
+                    await session.execute(
+                        INSERT_TOKENS,
+                        connection.id,
+                        tokens.generation,
+                        access,
+                        refresh,
+                        tokens.token_type,
+                        list(tokens.scopes),
+                        tokens.issued_at,
+                        tokens.expires_at,
+                        connection.created_at,
+                    )
+                    await session.execute(
+                        INSERT_SCHEDULE, connection.id, connection.provider, due_at
+                    )
+        except asyncpg.UniqueViolationError:
+            return False
+        return True
+
+    async def get(self, connection_id: str) -> Connection | None:
+        """Return one connection."""
+        row = await self._database.fetchrow(_SELECT + " WHERE c.id = $1", connection_id)
+        return None if row is None else connection_value(row)
+
+    async def page(
+        self, wanted: Filter, *, limit: int, before: tuple[datetime, str] | None
+    ) -> list[Connection]:
+        """Return up to ``limit`` connections, newest first, that come after ``before``."""
+        where = ["true"]
+        values: list[Any] = []
+
+        def condition(text: str, *arguments: Any) -> None:
+            numbers = [f"${len(values) + place}" for place in range(1, len(arguments) + 1)]
+            where.append(text.format(*numbers))
+            values.extend(arguments)
+
+        if wanted.provider is not None:
+            condition("c.provider = {}", wanted.provider)
+        if wanted.status is not None:
+            condition("c.status = {}", wanted.status)
+        if wanted.text is not None:
+            condition(
+                "position(lower({}) in lower(concat_ws(' ', c.id, c.label, c.account_id))) > 0",
+                wanted.text,
+            )
+        if wanted.metadata:
+            condition("c.metadata @> {}::jsonb", orjson.dumps(dict(wanted.metadata)).decode())
+        if wanted.patterns is not None:
+            condition("c.id ~ ANY({}::text[])", [regular_expression(p) for p in wanted.patterns])
+        if before is not None:
+            condition("(c.created_at, c.id) < ({}, {})", *before)
+        condition("true ORDER BY c.created_at DESC, c.id DESC LIMIT {}", limit)
+        rows = await self._database.fetch(_SELECT + " WHERE " + " AND ".join(where), *values)
+        return [connection_value(row) for row in rows]
+
+    async def current(self, ids: Sequence[str]) -> list[CurrentToken]:
+        """Return what serving needs of these connections; unknown ids are left out."""
+        rows = await self._database.fetch(_CURRENT + " WHERE c.id = ANY($1::text[])", list(ids))
+        return [current_token(row, self._cipher) for row in rows]
+
+    async def recently_used(self, limit: int) -> list[CurrentToken]:
+        """Return the tokens most likely to be asked for, to warm the cache with."""
+        rows = await self._database.fetch(
+            _CURRENT + " WHERE c.status IN ('active', 'failing')"
+            " ORDER BY c.last_used_at DESC NULLS LAST, c.created_at DESC LIMIT $1",
+            limit,
+        )
+        return [current_token(row, self._cipher) for row in rows]
+
+    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
+        """Return generation and status of these connections, to find stale cache entries."""
+        rows = await self._database.fetch(
+            "SELECT c.id, c.status, coalesce(t.generation, 0) AS generation FROM connections c"
+            " LEFT JOIN token_sets t ON t.connection_id = c.id WHERE c.id = ANY($1::text[])",
+            list(ids),
+        )
+        return {row["id"]: (row["generation"], Status(row["status"])) for row in rows}
+
+    async def mark_used(self, used: Mapping[str, datetime]) -> None:
+        """Remember when connections were last used; older times change nothing."""
+        await self._database.execute(
+            "UPDATE connections c SET last_used_at = greatest(c.last_used_at, u.at)"
+            " FROM unnest($1::text[], $2::timestamptz[]) AS u (id, at) WHERE c.id = u.id",
+            list(used),
+            list(used.values()),
+        )
+
+    async def census(self, *, now: datetime) -> Census:
+        """Return the counts behind the gauges."""
+        counts = await self._database.fetch(
+            "SELECT provider, status, count(*) AS n FROM connections GROUP BY 1, 2"
+        )
+        expiries = await self._database.fetch(
+            "SELECT c.provider, min(t.expires_at) AS soonest,"
+            " count(*) FILTER (WHERE t.expires_at <= $1) AS expired"
+            " FROM token_sets t JOIN connections c ON c.id = t.connection_id"
+            " WHERE c.status IN ('active', 'failing') GROUP BY 1",
+            now,
+        )
+        return Census(
+            connections={(row["provider"], row["status"]): row["n"] for row in counts},
+            expired={row["provider"]: row["expired"] for row in expiries},
+            soonest={row["provider"]: row["soonest"] for row in expiries},
+        )
+
+    async def providers_in_use(self) -> dict[str, int]:
+        """Return how many connections hold tokens, by provider."""
+        rows = await self._database.fetch(
+            "SELECT provider, count(*) AS n FROM connections"
+            " WHERE status IN ('active', 'failing') GROUP BY 1"
+        )
+        return {row["provider"]: row["n"] for row in rows}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Census:
+    """Counts over all connections; keys are (provider, status) or provider names."""
+
+    connections: Mapping[tuple[str, str], int]
+    expired: Mapping[str, int]
+    soonest: Mapping[str, datetime | None]

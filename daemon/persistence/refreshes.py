@@ -1,0 +1,435 @@
+"""The refresh protocol's rows in PostgreSQL: claim, settle, take over.
+
+Each claim and each settlement is one short transaction; none is ever open while a request is on
+its way. Provider rows are always locked before schedule rows, so that replicas cannot deadlock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from daemon.domain.admission import ProviderState, admit, admitted, after_outcome, again_in
+from daemon.domain.claim import (
+    Abandoned,
+    Claim,
+    ClaimState,
+    DueClaims,
+    Refusal,
+    RefusalReason,
+    Settled,
+    Settlement,
+)
+from daemon.domain.claimable import ScheduleRow, Wanted, refusal
+from daemon.domain.connection import Failure, Status
+from daemon.domain.errors import DecryptionError
+from daemon.domain.outcome import Outcome
+from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.postgres import Database, DatabaseConnection
+from daemon.persistence.rows import Row, failure_json, seal_tokens, token_set
+
+_LOCK_PROVIDERS = """
+SELECT provider, free_at, paused_until, failures, circuit, clock_timestamp() AS now
+FROM provider_state WHERE provider = ANY($1::text[]) ORDER BY provider FOR UPDATE
+"""
+
+_STORE_PROVIDER = """
+UPDATE provider_state SET free_at = $2, paused_until = $3, failures = $4, circuit = $5
+WHERE provider = $1
+"""
+
+# One range scan of the due index for each provider: a paused provider's backlog is never read.
+_CLAIM_DUE = """
+WITH picked AS (
+    SELECT r.* FROM unnest($1::text[], $2::int[]) AS room (provider, places)
+    CROSS JOIN LATERAL (
+        SELECT connection_id, state, due_at FROM refresh_schedule
+        WHERE provider = room.provider AND due_at <= $3 AND state <> 'sending'
+        ORDER BY due_at LIMIT room.places FOR UPDATE SKIP LOCKED
+    ) r
+), claimed AS (
+    UPDATE refresh_schedule s
+    SET state = 'sending', owner = $4, epoch = epoch + 1, attempt = gen_random_uuid()::text,
+        take_over_at = clock_timestamp() + $5
+    FROM picked WHERE s.connection_id = picked.connection_id
+    RETURNING s.connection_id, s.provider, s.attempt, s.failures,
+              picked.state AS state, picked.due_at AS due_at
+)
+SELECT claimed.*, c.status, c.requested_scopes, t.generation, t.access_token, t.refresh_token,
+       t.token_type, t.scopes, t.issued_at, t.expires_at
+FROM claimed JOIN connections c ON c.id = claimed.connection_id
+JOIN token_sets t ON t.connection_id = claimed.connection_id
+"""
+
+_LOCK_WANTED = """
+SELECT s.connection_id, s.provider, s.state, s.due_at, s.failures, c.status, c.requested_scopes,
+       t.generation, t.access_token, t.refresh_token, t.token_type, t.scopes, t.issued_at,
+       t.expires_at
+FROM refresh_schedule s JOIN connections c ON c.id = s.connection_id
+JOIN token_sets t ON t.connection_id = s.connection_id
+WHERE s.connection_id = $1 FOR UPDATE OF s
+"""
+
+# The due time moves to now, so that a vanished owner's claim is found by the due index.
+_CLAIM_WANTED = """
+UPDATE refresh_schedule
+SET state = 'sending', owner = $2, epoch = epoch + 1, attempt = gen_random_uuid()::text,
+    take_over_at = clock_timestamp() + $3, due_at = least(coalesce(due_at, $4), $4)
+WHERE connection_id = $1 RETURNING attempt
+"""
+
+# The claim's attempt id is the fence, the generation the second line: a settlement that matches
+# neither writes nothing. A reply may still settle its own attempt after it was taken over.
+_SETTLE = """
+WITH input AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[],
+                         $6::int[], $7::bool[], $8::bytea[], $9::bytea[], $10::text[],
+                         $11::text[], $12::timestamptz[], $13::timestamptz[], $14::text[],
+                         $15::text[], $16::bool[])
+    AS i (id, attempt, generation, state, due_at, failures, has_tokens, access_token,
+          refresh_token, token_type, scopes, issued_at, expires_at, status, last_error, touches)
+), fenced AS (
+    UPDATE refresh_schedule s
+    SET state = i.state, due_at = i.due_at, failures = i.failures, owner = NULL,
+        take_over_at = NULL, attempt = CASE WHEN i.state = 'in_doubt' THEN s.attempt END
+    FROM input i JOIN token_sets t ON t.connection_id = i.id AND t.generation = i.generation
+    WHERE s.connection_id = i.id AND s.attempt = i.attempt
+      AND (s.state = 'sending' OR (s.state = 'in_doubt' AND i.has_tokens))
+    RETURNING s.connection_id
+), stored AS (
+    UPDATE token_sets t
+    SET generation = i.generation + 1, access_token = i.access_token,
+        refresh_token = i.refresh_token, token_type = i.token_type,
+        scopes = string_to_array(i.scopes, ' '), issued_at = i.issued_at,
+        expires_at = i.expires_at, stored_at = $17
+    FROM input i JOIN fenced f ON f.connection_id = i.id
+    WHERE i.has_tokens AND t.connection_id = i.id AND t.generation = i.generation
+    RETURNING t.connection_id
+), told AS (
+    UPDATE connections c
+    SET status = i.status, last_error = i.last_error::jsonb, updated_at = $17
+    FROM input i JOIN fenced f ON f.connection_id = i.id
+    WHERE i.touches AND c.id = i.id
+)
+SELECT connection_id FROM fenced
+"""
+
+# What cannot be decrypted is neither sent nor overwritten: a key may be about to come back.
+_LOOK_AGAIN = timedelta(minutes=5)
+_PUT_ASIDE = """
+WITH aside AS (
+    UPDATE refresh_schedule SET state = 'idle', attempt = NULL, due_at = $2, failures = failures + 1
+    WHERE connection_id = $1
+)
+UPDATE connections SET status = 'failing', last_error = $3::jsonb, updated_at = now()
+WHERE id = $1
+"""
+
+_ABANDONED = """
+SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at
+FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
+WHERE s.provider = ANY($1::text[]) AND s.due_at <= $2 AND s.state = 'sending'
+  AND s.take_over_at < clock_timestamp()
+LIMIT 500
+"""
+
+_NEXT_DUE = """
+SELECT min(due_at) FROM unnest($1::text[]) AS wanted (provider)
+CROSS JOIN LATERAL (
+    SELECT due_at FROM refresh_schedule
+    WHERE provider = wanted.provider AND due_at > $2 ORDER BY due_at LIMIT 1
+) soonest
+"""
+
+
+class PostgresRefreshes:
+    """The refresh store on PostgreSQL (port: ``daemon.refresh.ports.RefreshStore``)."""
+
+    def __init__(self, database: Database, cipher: TokenCipher) -> None:
+        self._database = database
+        self._cipher = cipher
+
+    async def add_providers(self, providers: Sequence[str]) -> None:
+        """Make sure that every provider has a state row."""
+        await self._database.execute(
+            "INSERT INTO provider_state (provider) SELECT unnest($1::text[])"
+            " ON CONFLICT DO NOTHING",
+            list(providers),
+        )
+
+    async def claim_due(
+        self, *, room: Mapping[str, tuple[int, float]], owner: str, hold: timedelta, now: datetime
+    ) -> DueClaims:
+        """Claim what is due at ``now``: ``room`` gives (places, rate) for each provider."""
+        async with self._database.transaction() as connection:
+            states, clock = await self._lock(connection, room)
+            admissions = {
+                name: admit(state, rate=room[name][1], wanted=room[name][0], now=clock)
+                for name, state in states.items()
+            }
+            places = {name: len(a.delays) for name, a in admissions.items() if a.delays}
+            rows = await connection.fetch(
+                _CLAIM_DUE, list(places), list(places.values()), now, owner, hold
+            )
+            delays = {name: iter(admissions[name].delays) for name in places}
+            claims = await self._opened(connection, rows, delays, now)
+            counts = Counter(claim.provider for claim in claims)
+            for name, count in counts.items():
+                states[name] = admitted(states[name], count, rate=room[name][1], now=clock)
+                await self._store(connection, states[name])
+        waits = [
+            again_in(
+                states[name],
+                places=room[name][0],
+                taken=counts[name],
+                rate=room[name][1],
+                now=clock,
+            )
+            for name in states
+        ]
+        return DueClaims(
+            claims=claims,
+            states=states,
+            again_in=min((wait for wait in waits if wait is not None), default=None),
+        )
+
+    async def claim(
+        self, wanted: Wanted, *, owner: str, hold: timedelta, now: datetime
+    ) -> Claim | Refusal:
+        """Claim one connection that somebody waits for."""
+        async with self._database.transaction() as connection:
+            states, clock = await self._lock(connection, [wanted.provider])
+            row = await connection.fetchrow(_LOCK_WANTED, wanted.connection_id)
+            reason = refusal(None if row is None else _schedule(row), wanted, now)
+            if row is None or reason is not None:
+                retry_at = None if row is None else row["due_at"]
+                return Refusal(
+                    connection_id=wanted.connection_id,
+                    reason=reason or RefusalReason.UNKNOWN,
+                    retry_at=retry_at,
+                )
+            admission = admit(
+                states[wanted.provider],
+                rate=wanted.rate,
+                wanted=1,
+                now=clock,
+                forced=wanted.forced,
+            )
+            if not admission.delays:
+                return Refusal(
+                    connection_id=wanted.connection_id,
+                    reason=RefusalReason.PROVIDER_PAUSED,
+                    retry_at=None
+                    if admission.retry_at is None
+                    else now + (admission.retry_at - clock),
+                )
+            attempt = await connection.fetchval(
+                _CLAIM_WANTED, wanted.connection_id, owner, hold, now
+            )
+            await self._store(connection, admission.state)
+            opened = {**row, "attempt": attempt}
+            delays = {wanted.provider: iter(admission.delays)}
+            claims = await self._opened(connection, [opened], delays, now)
+        if not claims:
+            return Refusal(connection_id=wanted.connection_id, reason=RefusalReason.NOT_REFRESHABLE)
+        return claims[0]
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
+        """Write how attempts ended, all in one statement; see ``Settled`` for the answers.
+
+        Raises:
+            DatabaseUnavailableError: it is unknown whether anything was written. Doing it again
+                is safe: an attempt settles once.
+        """
+        columns = zip(*(self._columns(settlement) for settlement in settlements), strict=True)
+        rows = await self._database.fetch(_SETTLE, *map(list, columns), now)
+        stored = {row["connection_id"] for row in rows}
+        missing = [s.connection_id for s in settlements if s.connection_id not in stored]
+        gone: set[str] = set()
+        repeated: set[str] = set()
+        if missing:
+            gone, repeated = await self._unwritten(settlements, missing)
+        return [
+            Settled.STORED
+            if s.connection_id in stored or s.attempt in repeated
+            else Settled.DISCONNECTED
+            if s.connection_id in gone
+            else Settled.SUPERSEDED
+            for s in settlements
+        ]
+
+    async def abandoned(self, providers: Sequence[str], *, now: datetime) -> list[Abandoned]:
+        """Return claims whose take-over time has passed; their owners can no longer settle."""
+        rows = await self._database.fetch(_ABANDONED, list(providers), now)
+        return [Abandoned(**dict(row)) for row in rows]
+
+    async def next_due(self, providers: Sequence[str], *, after: datetime) -> datetime | None:
+        """Return the soonest due time later than ``after``."""
+        value: datetime | None = await self._database.fetchval(_NEXT_DUE, list(providers), after)
+        return value
+
+    async def count_due(self, *, now: datetime) -> int:
+        """Return how many connections are due at ``now`` and not being refreshed."""
+        value = await self._database.fetchval(
+            "SELECT count(*) FROM refresh_schedule WHERE due_at <= $1 AND state <> 'sending'", now
+        )
+        return int(value)
+
+    async def learn(self, provider: str, outcome: Outcome) -> tuple[ProviderState, ProviderState]:
+        """Let the fleet know what an outcome says of its provider; return before and after."""
+        async with self._database.transaction() as connection:
+            states, clock = await self._lock(connection, [provider])
+            learned = after_outcome(states[provider], outcome, clock)
+            if learned != states[provider]:
+                await self._store(connection, learned)
+        return states[provider], learned
+
+    async def reset_provider(self, provider: str) -> None:
+        """Close a provider's circuit and end its pause: its configuration has changed."""
+        await self._database.execute(
+            "UPDATE provider_state SET circuit = NULL, failures = 0, paused_until = NULL"
+            " WHERE provider = $1",
+            provider,
+        )
+
+    async def _lock(
+        self, connection: DatabaseConnection, names: Mapping[str, Any] | Sequence[str]
+    ) -> tuple[dict[str, ProviderState], datetime]:
+        rows = await connection.fetch(_LOCK_PROVIDERS, list(names))
+        if len(rows) < len(names):
+            await connection.execute(
+                "INSERT INTO provider_state (provider) SELECT unnest($1::text[])"
+                " ON CONFLICT DO NOTHING",
+                list(names),
+            )
+            rows = await connection.fetch(_LOCK_PROVIDERS, list(names))
+        states: dict[str, ProviderState] = {}
+        clock = datetime.min.replace(tzinfo=UTC)
+        for row in rows:
+            values = dict(row)
+            clock = values.pop("now")
+            states[values["provider"]] = ProviderState(**values)
+        return states, clock
+
+    async def _store(self, connection: DatabaseConnection, state: ProviderState) -> None:
+        await connection.execute(
+            _STORE_PROVIDER,
+            state.provider,
+            state.free_at,
+            state.paused_until,
+            state.failures,
+            state.circuit,
+        )
+
+    async def _unwritten(
+        self, settlements: Sequence[Settlement], missing: Sequence[str]
+    ) -> tuple[set[str], set[str]]:
+        """Tell why rows were not written: (ids disconnected, attempts written before).
+
+        A commit whose acknowledgement was lost is repeated; it then finds its own generation
+        stored already, which is a success.
+        """
+        rows = await self._database.fetch(
+            "SELECT c.id, c.status, t.generation, t.access_token FROM connections c"
+            " LEFT JOIN token_sets t ON t.connection_id = c.id WHERE c.id = ANY($1::text[])",
+            list(missing),
+        )
+        known = {row["id"]: row for row in rows}
+        gone = {
+            name
+            for name in missing
+            if name not in known or known[name]["status"] == Status.DISCONNECTED
+        }
+        repeated = {
+            s.attempt
+            for s in settlements
+            if s.tokens is not None
+            and s.connection_id in known
+            and known[s.connection_id]["generation"] == s.tokens.generation
+            and self._opens_to(known[s.connection_id]["access_token"], s)
+        }
+        return gone, repeated
+
+    def _opens_to(self, ciphertext: bytes, settlement: Settlement) -> bool:
+        tokens = settlement.tokens
+        if tokens is None:
+            return False
+        stored = self._cipher.decrypt(
+            ciphertext,
+            connection=settlement.connection_id,
+            column="access_token",
+            generation=tokens.generation,
+        )
+        return stored == tokens.access_token
+
+    def _columns(self, settlement: Settlement) -> tuple[Any, ...]:
+        tokens = settlement.tokens
+        access, refresh = (
+            (None, None)
+            if tokens is None
+            else seal_tokens(self._cipher, settlement.connection_id, tokens)
+        )
+        return (
+            settlement.connection_id,
+            settlement.attempt,
+            settlement.generation,
+            settlement.state.value,
+            settlement.due_at,
+            settlement.failures,
+            tokens is not None,
+            access,
+            refresh,
+            tokens.token_type if tokens else None,
+            " ".join(tokens.scopes) if tokens else None,
+            tokens.issued_at if tokens else None,
+            tokens.expires_at if tokens else None,
+            settlement.status.value,
+            failure_json(settlement.last_error),
+            settlement.touches_connection,
+        )
+
+    async def _opened(
+        self,
+        connection: DatabaseConnection,
+        rows: Sequence[Row],
+        delays: Mapping[str, Iterator[float]],
+        now: datetime,
+    ) -> list[Claim]:
+        """Return the claims of rows that decrypt; put the others aside, so none blocks the rest."""
+        claims: list[Claim] = []
+        for row in rows:
+            try:
+                claims.append(self._claim(row, next(delays[row["provider"]])))
+            except DecryptionError as error:
+                failure = Failure(code="decrypt_error", description=str(error), at=now)
+                await connection.execute(
+                    _PUT_ASIDE, row["connection_id"], now + _LOOK_AGAIN, failure_json(failure)
+                )
+        return claims
+
+    def _claim(self, row: Row, delay: float) -> Claim:
+        return Claim(
+            connection_id=row["connection_id"],
+            provider=row["provider"],
+            attempt=row["attempt"],
+            status=Status(row["status"]),
+            tokens=token_set(row, self._cipher),
+            requested_scopes=tuple(row["requested_scopes"]),
+            was_in_doubt=row["state"] == ClaimState.IN_DOUBT,
+            failures=row["failures"],
+            planned_at=row["due_at"],
+            delay=delay,
+        )
+
+
+def _schedule(row: Row) -> ScheduleRow:
+    return ScheduleRow(
+        status=Status(row["status"]),
+        state=ClaimState(row["state"]),
+        due_at=row["due_at"],
+        failures=row["failures"],
+        generation=row["generation"],
+        has_refresh_token=row["refresh_token"] is not None,
+    )

@@ -1,0 +1,144 @@
+"""Between rows and domain values: the one place that knows both, with the tokens' encryption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+import orjson
+
+from daemon.domain.connection import Connection, Failure, Status
+from daemon.domain.errors import DecryptionError
+from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.persistence.cipher import TokenCipher
+
+
+class Row(Protocol):
+    """A row, or anything that is read by column name."""
+
+    def __getitem__(self, column: str, /) -> Any:
+        """Return a column's value."""
+
+
+def seal_tokens(
+    cipher: TokenCipher, connection: str, tokens: TokenSet
+) -> tuple[bytes, bytes | None]:
+    """Return the ciphertexts of access and refresh token, bound to their place."""
+    access = cipher.encrypt(
+        tokens.access_token,
+        connection=connection,
+        column="access_token",
+        generation=tokens.generation,
+    )
+    if tokens.refresh_token is None:
+        return access, None
+    refresh = cipher.encrypt(
+        tokens.refresh_token,
+        connection=connection,
+        column="refresh_token",
+        generation=tokens.generation,
+    )
+    return access, refresh
+
+
+def token_set(row: Row, cipher: TokenCipher) -> TokenSet:
+    """Return the tokens of a row of ``token_sets`` joined with its connection id.
+
+    Raises:
+        DecryptionError: a ciphertext was moved, changed, or its key is not in the keyring.
+    """
+    place = {"connection": row["connection_id"], "generation": row["generation"]}
+    refresh = row["refresh_token"]
+    return TokenSet(
+        generation=row["generation"],
+        access_token=cipher.decrypt(row["access_token"], column="access_token", **place),
+        refresh_token=None
+        if refresh is None
+        else cipher.decrypt(refresh, column="refresh_token", **place),
+        token_type=row["token_type"],
+        scopes=tuple(row["scopes"]),
+        issued_at=row["issued_at"],
+        expires_at=row["expires_at"],
+    )
+
+
+def current_token(row: Row, cipher: TokenCipher) -> CurrentToken:
+    """Return what serving needs of a joined row; the refresh token stays sealed.
+
+    A token that does not decrypt is no token, and the failure says why.
+    """
+    access, trouble = _access_token(row, cipher)
+    failing = row["status"] != Status.ACTIVE and row["last_error"] is not None
+    return CurrentToken(
+        connection=row["id"],
+        provider=row["provider"],
+        status=Status(row["status"]),
+        generation=row["generation"] or 0,
+        access_token=access,
+        token_type=row["token_type"] or "Bearer",
+        scopes=tuple(row["scopes"] or ()),
+        issued_at=row["issued_at"] or row["created_at"],
+        expires_at=row["expires_at"],
+        refreshable=bool(row["has_refresh_token"]),
+        failure=trouble or (row["last_error"]["description"] if failing else None),
+    )
+
+
+def _access_token(row: Row, cipher: TokenCipher) -> tuple[str, str | None]:
+    sealed = row["access_token"]
+    if sealed is None:
+        return "", None
+    try:
+        return cipher.decrypt(
+            sealed, connection=row["id"], column="access_token", generation=row["generation"]
+        ), None
+    except DecryptionError as error:
+        return "", str(error)
+
+
+def connection_value(row: Row) -> Connection:
+    """Return the connection of a row as ``daemon.persistence.connections`` selects it."""
+    return Connection(
+        id=row["id"],
+        provider=row["provider"],
+        grant=row["grant_type"],
+        status=Status(row["status"]),
+        label=row["label"],
+        account_id=row["account_id"],
+        fields=row["fields"],
+        scopes=tuple(row["scopes"] or ()),
+        requested_scopes=tuple(row["requested_scopes"]),
+        metadata=row["metadata"],
+        generation=row["generation"] or 0,
+        expires_at=row["expires_at"],
+        refresh_at=row["due_at"] if row["has_refresh_token"] else None,
+        has_refresh_token=bool(row["has_refresh_token"]),
+        last_refreshed_at=row["stored_at"],
+        last_used_at=row["last_used_at"],
+        last_tested_at=row["last_tested_at"],
+        last_error=_failure(row["last_error"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        return_url=row["return_url"],
+        created_by=row["created_by"],
+    )
+
+
+def failure_json(failure: Failure | None) -> str | None:
+    """Return a failure as the JSON text that is stored."""
+    if failure is None:
+        return None
+    return orjson.dumps(
+        {"code": failure.code, "description": failure.description, "at": failure.at}
+    ).decode()
+
+
+def _failure(value: Mapping[str, str] | None) -> Failure | None:
+    if value is None:
+        return None
+    return Failure(
+        code=value["code"],
+        description=value["description"],
+        at=datetime.fromisoformat(value["at"]),
+    )

@@ -1,0 +1,1 @@
+"""Refreshing: when (policy), by whom (claims), how (refresher), how many at once, and the cache."""

@@ -1,0 +1,93 @@
+"""Keeps the cache true: follows what other replicas announce, and looks for what was missed.
+
+Notifications make it quick, polling makes it certain: while the listener is down generations are
+compared every second, and while it is up every fifteen, since a notification may get lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from daemon.domain.clock import Clock
+from daemon.domain.connection import Status
+from daemon.domain.errors import DatabaseUnavailableError
+from daemon.refresh.cache import TokenCache
+from daemon.refresh.ports import CurrentTokens
+
+# The contract gives another replica's disconnect one second to be seen here.
+_POLL_WITHOUT_LISTENER = 0.7
+_POLL_WITH_LISTENER = 15.0
+# Ids looked up in one statement.
+_BATCH = 1000
+
+
+class Follower:
+    """Re-reads connections that changed elsewhere."""
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        tokens: CurrentTokens,
+        *,
+        clock: Clock,
+        listening: Callable[[], bool],
+    ) -> None:
+        self._cache = cache
+        self._tokens = tokens
+        self._clock = clock
+        self._listening = listening
+        self._stale: set[str] = set()
+        self._heard = asyncio.Event()
+
+    def hear(self, connection_id: str) -> None:
+        """Take in that a connection changed. Connections nobody asked for here are ignored."""
+        if self._cache.holds(connection_id):
+            self._stale.add(connection_id)
+            self._heard.set()
+
+    def doubt_everything(self) -> None:
+        """Compare every entry soon: notifications may have been missed."""
+        self._stale.update(self._cache.ids())
+        self._heard.set()
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            await self._wait()
+            try:
+                await self._catch_up()
+            except DatabaseUnavailableError:
+                await self._clock.sleep(_POLL_WITHOUT_LISTENER)
+
+    async def _wait(self) -> None:
+        seconds = _POLL_WITH_LISTENER if self._listening() else _POLL_WITHOUT_LISTENER
+        sleep = asyncio.ensure_future(self._clock.sleep(seconds))
+        heard = asyncio.ensure_future(self._heard.wait())
+        try:
+            await asyncio.wait({sleep, heard}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            heard.cancel()
+        if not self._heard.is_set():
+            self._stale.update(self._cache.ids())
+        self._heard.clear()
+
+    async def _catch_up(self) -> None:
+        """Re-read what differs; what could not be read stays on the list."""
+        while self._stale:
+            ids = list(self._stale)[:_BATCH]
+            versions = await self._tokens.versions(ids)
+            changed = [name for name in ids if self._differs(name, versions)]
+            if changed:
+                found = {token.connection: token for token in await self._tokens.current(changed)}
+                for name in changed:
+                    if name in found:
+                        self._cache.put(found[name])
+                    else:
+                        self._cache.drop(name)
+            self._stale.difference_update(ids)
+
+    def _differs(self, name: str, versions: Mapping[str, tuple[int, Status]]) -> bool:
+        entry = self._cache.get(name)
+        return entry is None or (entry.generation, entry.status) != versions.get(name)

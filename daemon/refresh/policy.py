@@ -1,0 +1,278 @@
+"""When a connection is refreshed next, and what follows from each outcome. Pure.
+
+The one hard idea: after a request with an unknown end the refresh token may be spent. Where the
+provider punishes reuse, waiting costs nothing while the access token lives, and a hasty resend
+can turn "maybe fine" into "surely dead". So a strict provider is asked again only shortly before
+the token in hand expires.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import assert_never
+
+from daemon.config.settings import Refresh
+from daemon.domain.claim import Abandoned, Claim, ClaimState, Settlement
+from daemon.domain.connection import Failure, Status
+from daemon.domain.outcome import Granted, Outcome, OutcomeKind
+from daemon.domain.provider import Provider, Rotation, RotationKind
+from daemon.domain.tokens import TokenSet
+
+# A token that lives no longer than its margin would be refreshed for ever: the margin gives way
+# to half of the lifetime.
+_LARGEST_MARGIN = 0.5
+# However short a lifetime, one connection never asks more often than this.
+_SHORTEST_INTERVAL = timedelta(seconds=1)
+# A reply that says "expired already" (expires_in 0 or less) is the provider's mistake: reliability
+# T13 asks for at least this long between attempts.
+_EXPIRED_ON_ARRIVAL = timedelta(seconds=30)
+# First retry within 2 s, so that a blip is over before anybody notices; the cap keeps a recovered
+# provider's connections from being late by more than a minute.
+_FIRST_BACKOFF = 2.0
+_LONGEST_BACKOFF = 60.0
+# A failing connection keeps at least this many tries before its token expires.
+_TRIES_BEFORE_EXPIRY = 4
+# A strict provider is asked again this long before expiry: time for one slow request and one more.
+_STRICT_LEAD = timedelta(minutes=2)
+_STRICT_LEAD_FRACTION = 0.1
+# Below this a grace period cannot be told from network delay, and counts as strict.
+_SHORTEST_GRACE = timedelta(seconds=20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """From when to when the access token in hand is good."""
+
+    issued_at: datetime
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What follows from an outcome: what to store, and what became of the grant."""
+
+    settlement: Settlement
+    retry_in: float | None
+
+
+def due_at(tokens: TokenSet, connection_id: str, settings: Refresh) -> datetime | None:
+    """Return when ``tokens`` need attention; ``None`` where they never do.
+
+    Without a refresh token that is their expiry, when the connection needs a person.
+
+    The time lies ``at`` ± ``jitter``/2 of the lifetime after issue, at a place derived from the
+    connection id (stable over restarts), and never later than expiry minus ``margin``.
+    """
+    if tokens.refresh_token is None or tokens.expires_at is None:
+        return tokens.expires_at
+    lifetime = tokens.expires_at - tokens.issued_at
+    if lifetime <= timedelta(0):
+        return tokens.issued_at + _EXPIRED_ON_ARRIVAL
+    margin = min(settings.margin, lifetime * _LARGEST_MARGIN)
+    latest = min(lifetime * (settings.at + settings.jitter / 2), lifetime - margin)
+    planned = latest - lifetime * settings.jitter * share(connection_id)
+    return tokens.issued_at + max(planned, _SHORTEST_INTERVAL)
+
+
+def share(connection_id: str) -> float:
+    """Return a number in [0, 1) that belongs to the connection, evenly spread over ids."""
+    digest = blake2b(connection_id.encode(), digest_size=6, person=b"tokenward").digest()
+    return int.from_bytes(digest, "big") / 2**48
+
+
+def backoff(failures: int, chance: float, remaining: float | None) -> float:
+    """Return the seconds to wait after the ``failures``-th failure in a row.
+
+    Exponential with jitter over the upper half (``chance`` in [0, 1)); while a token has
+    ``remaining`` seconds the wait is cut so that several tries fit before it expires.
+    """
+    ceiling = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(failures - 1, 10))
+    wait = ceiling * (0.5 + chance / 2)
+    if remaining is not None and remaining > 0:
+        wait = min(wait, remaining / _TRIES_BEFORE_EXPIRY)
+    return max(wait, _SHORTEST_INTERVAL.total_seconds())
+
+
+def received(
+    granted: Granted, before: TokenSet, *, sent_at: datetime, default_lifetime: timedelta
+) -> TokenSet:
+    """Return the token set that follows ``before``; an absent refresh token keeps the old one."""
+    lifetime = granted.expires_in
+    if lifetime is None:
+        lifetime = default_lifetime.total_seconds()
+    return TokenSet(
+        generation=before.generation + 1,
+        access_token=granted.access_token,
+        refresh_token=granted.refresh_token or before.refresh_token,
+        token_type=granted.token_type,
+        scopes=before.scopes if granted.scopes is None else granted.scopes,
+        issued_at=sent_at,
+        expires_at=sent_at + timedelta(seconds=lifetime),
+    )
+
+
+def decide(
+    claim: Claim,
+    outcome: Outcome,
+    provider: Provider,
+    settings: Refresh,
+    *,
+    sent_at: datetime,
+    now: datetime,
+    chance: float,
+) -> Decision:
+    """Decide what to store after ``outcome`` and when to try again."""
+    if outcome.granted is not None:
+        lifetime = provider.default_lifetime or settings.default_lifetime
+        tokens = received(outcome.granted, claim.tokens, sent_at=sent_at, default_lifetime=lifetime)
+        due = due_at(tokens, claim.connection_id, settings)
+        touched = claim.status is not Status.ACTIVE or claim.failures > 0
+        return _decision(claim, now, tokens=tokens, due=due, touched=touched)
+    if outcome.salvaged_refresh_token is not None:
+        tokens = replace(
+            claim.tokens,
+            generation=claim.tokens.generation + 1,
+            refresh_token=outcome.salvaged_refresh_token,
+        )
+        due = _retry_at(claim, outcome, now, chance)
+        return _decision(claim, now, outcome, tokens=tokens, due=due)
+    state = ClaimState.IN_DOUBT if claim.was_in_doubt else ClaimState.IDLE
+    match outcome.kind:
+        case OutcomeKind.REAUTHORIZE:
+            return _dead(claim, outcome, now)
+        case OutcomeKind.IN_DOUBT:
+            due = resend_at(
+                provider.rotation,
+                Life(issued_at=claim.tokens.issued_at, expires_at=claim.tokens.expires_at),
+                now=now,
+                retry=_retry_at(claim, outcome, now, chance),
+                again=claim.was_in_doubt,
+            )
+            return _decision(claim, now, outcome, state=ClaimState.IN_DOUBT, due=due)
+        case OutcomeKind.OK | OutcomeKind.NOT_SENT | OutcomeKind.REFUSED:
+            return _decision(
+                claim, now, outcome, state=state, due=_retry_at(claim, outcome, now, chance)
+            )
+        case OutcomeKind.MISCONFIGURED:
+            return _decision(
+                claim, now, outcome, state=state, due=_retry_at(claim, outcome, now, chance)
+            )
+        case _:
+            assert_never(outcome.kind)
+
+
+def resend_at(
+    rotation: Rotation,
+    life: Life,
+    *,
+    now: datetime,
+    retry: datetime,
+    again: bool = False,
+) -> datetime:
+    """Return when a refresh token with an unknown fate may be sent again.
+
+    ``retry`` is when an ordinary retry would run; ``again`` tells that the resend itself ended in
+    doubt. A server that keeps old tokens alive is asked at ``retry``; one with a grace period
+    within half of it; a strict one shortly before the access token expires, once, and after that
+    only when there is nothing left to lose.
+    """
+    if rotation.kind in {RotationKind.STATIC, RotationKind.OVERLAP}:
+        return retry
+    if rotation.grace is not None and rotation.grace >= _SHORTEST_GRACE:
+        return min(retry, now + rotation.grace / 2)
+    if life.expires_at is None or life.expires_at <= now:
+        return retry
+    if again:
+        return max(retry, life.expires_at)
+    lead = min(_STRICT_LEAD, (life.expires_at - life.issued_at) * _STRICT_LEAD_FRACTION)
+    return max(retry, life.expires_at - lead)
+
+
+def abandoned(claim: Abandoned, rotation: Rotation, now: datetime, chance: float) -> Settlement:
+    """Return how a claim is settled whose owner vanished: in doubt, never free."""
+    life = Life(issued_at=claim.issued_at, expires_at=claim.expires_at)
+    remaining = None if life.expires_at is None else (life.expires_at - now).total_seconds()
+    retry = now + timedelta(seconds=backoff(claim.failures + 1, chance, remaining))
+    return Settlement(
+        connection_id=claim.connection_id,
+        attempt=claim.attempt,
+        generation=claim.generation,
+        state=ClaimState.IN_DOUBT,
+        due_at=resend_at(rotation, life, now=now, retry=retry),
+        status=Status.FAILING,
+        failures=claim.failures + 1,
+        last_error=Failure(
+            code="in_doubt",
+            description=(
+                "A refresh was interrupted before its answer was stored. It is tried again when "
+                "that is safe at this provider."
+            ),
+            at=now,
+        ),
+        touches_connection=True,
+    )
+
+
+def _retry_at(claim: Claim, outcome: Outcome, now: datetime, chance: float) -> datetime:
+    wait = backoff(claim.failures + 1, chance, claim.tokens.good_for(now))
+    if outcome.retry_after is not None:
+        wait = max(outcome.retry_after, _SHORTEST_INTERVAL.total_seconds())
+    return now + timedelta(seconds=wait)
+
+
+def _dead(claim: Claim, outcome: Outcome, now: datetime) -> Decision:
+    error = Failure(
+        code="reply_lost" if claim.was_in_doubt else outcome.error or "invalid_grant",
+        description=(
+            "The provider's answer to an earlier refresh was lost, and it no longer accepts the "
+            "refresh token that was in use before. Connect again."
+            if claim.was_in_doubt
+            else outcome.description
+        ),
+        at=now,
+    )
+    settlement = Settlement(
+        connection_id=claim.connection_id,
+        attempt=claim.attempt,
+        generation=claim.tokens.generation,
+        state=ClaimState.IDLE,
+        due_at=None,
+        status=Status.REAUTHORIZATION_REQUIRED,
+        failures=claim.failures + 1,
+        last_error=error,
+        touches_connection=True,
+    )
+    return Decision(settlement=settlement, retry_in=None)
+
+
+def _decision(
+    claim: Claim,
+    now: datetime,
+    outcome: Outcome | None = None,
+    *,
+    due: datetime | None,
+    state: ClaimState = ClaimState.IDLE,
+    tokens: TokenSet | None = None,
+    touched: bool = True,
+) -> Decision:
+    """Compose a decision; ``outcome`` is what failed, ``None`` where nothing did."""
+    error = None
+    if outcome is not None:
+        code = outcome.error or (outcome.reason.value if outcome.reason else outcome.kind.value)
+        error = Failure(code=code, description=outcome.description, at=now)
+    settlement = Settlement(
+        connection_id=claim.connection_id,
+        attempt=claim.attempt,
+        generation=claim.tokens.generation,
+        tokens=tokens,
+        state=state,
+        due_at=due,
+        status=Status.ACTIVE if outcome is None else Status.FAILING,
+        failures=0 if outcome is None else claim.failures + 1,
+        last_error=error,
+        touches_connection=touched,
+    )
+    retry_in = None if due is None else max(0.0, (due - now).total_seconds())
+    return Decision(settlement=settlement, retry_in=retry_in)

@@ -1,0 +1,82 @@
+"""What refreshing needs of the world: narrow ports, each satisfied structurally elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from daemon.domain.admission import ProviderState
+from daemon.domain.claim import Abandoned, Claim, DueClaims, Refusal, Settled, Settlement
+from daemon.domain.claimable import Wanted
+from daemon.domain.connection import Status
+from daemon.domain.outcome import Outcome
+from daemon.domain.provider import Provider
+from daemon.domain.tokens import CurrentToken
+
+
+class RefreshStore(Protocol):
+    """The refresh protocol's rows, shared by all replicas.
+
+    Every method is atomic and may raise DatabaseUnavailableError, after which it is unknown
+    whether it took effect. ``settle`` may be repeated; a claim that was taken unknowingly is
+    found by its take-over time. Claims last ``hold`` on the store's own clock.
+    """
+
+    async def claim_due(
+        self, *, room: Mapping[str, tuple[int, float]], owner: str, hold: timedelta, now: datetime
+    ) -> DueClaims:
+        """Claim what is due at ``now``: ``room`` gives (places, rate) for each provider."""
+
+    async def claim(
+        self, wanted: Wanted, *, owner: str, hold: timedelta, now: datetime
+    ) -> Claim | Refusal:
+        """Claim one connection that somebody waits for."""
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
+        """Write how attempts ended; one answer for each, in order."""
+
+    async def abandoned(self, providers: Sequence[str], *, now: datetime) -> list[Abandoned]:
+        """Return claims whose take-over time has passed."""
+
+    async def next_due(self, providers: Sequence[str], *, after: datetime) -> datetime | None:
+        """Return the soonest due time later than ``after``."""
+
+    async def learn(self, provider: str, outcome: Outcome) -> tuple[ProviderState, ProviderState]:
+        """Let the fleet know what an outcome says of its provider; return before and after."""
+
+
+class CurrentTokens(Protocol):
+    """Where current tokens are read from when memory does not have them."""
+
+    async def current(self, ids: Sequence[str]) -> list[CurrentToken]:
+        """Return what serving needs of these connections; unknown ids are left out."""
+
+    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
+        """Return generation and status of these connections."""
+
+
+class Providers(Protocol):
+    """The providers of the configuration in force."""
+
+    def get(self, name: str) -> Provider | None:
+        """Return a provider as configured."""
+
+    async def resolve(self, name: str) -> Provider | Outcome:
+        """Return a provider with all endpoints known, or the outcome of not knowing them."""
+
+
+class RefreshSender(Protocol):
+    """The door to token endpoints, for refreshing."""
+
+    async def refresh(
+        self, provider: Provider, refresh_token: str, *, hard_timeout: float
+    ) -> Outcome:
+        """Send one refresh request (RFC 6749 6); never raises for what a provider does."""
+
+
+class Publisher(Protocol):
+    """Tells the other replicas that a connection has changed."""
+
+    def publish(self, connection_id: str) -> None:
+        """Send soon, batched; best effort, never raises."""

@@ -1,0 +1,347 @@
+"""[refresh] The one refresh path: claim, send, commit, publish.
+
+The scheduler, a caller's ``min_ttl`` and an operator's button all come through here. The hard
+idea: from the moment a request may have left, nothing but the end of the process can stop the
+attempt's task before its reply is stored. Callers only ever wait for it through a shield.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from daemon.config.settings import Refresh
+from daemon.domain.claim import Claim, Refusal, RefusalReason, Settled, Settlement
+from daemon.domain.claimable import Wanted
+from daemon.domain.clock import Clock
+from daemon.domain.connection import Status
+from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.events import Events
+from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
+from daemon.domain.provider import Provider
+from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.refresh import policy
+from daemon.refresh.cache import TokenCache
+from daemon.refresh.ports import CurrentTokens, Providers, Publisher, RefreshSender, RefreshStore
+from daemon.refresh.settling import Settling
+from daemon.refresh.slots import Slots
+
+# Between the hard end of a request and the claim's take-over lies time to store the reply, so a
+# successor never acts on a claim whose owner may still be writing.
+_TIME_TO_STORE = timedelta(seconds=60)
+# A reply that comes after the callers' patience is still read: it may carry the only refresh token.
+_HARD_TIMEOUT_FACTOR = 2
+# While the database is away a reply is held in memory and its commit tried again this often.
+_COMMIT_RETRY = (0.2, 5.0)
+# How often another replica's attempt is looked at, should its notification get lost.
+_LOOK_AGAIN = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What the refresher works with."""
+
+    store: RefreshStore
+    tokens: CurrentTokens
+    providers: Providers
+    sender: RefreshSender
+    publisher: Publisher
+    events: Events
+    clock: Clock
+    chance: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """When a request left (wall time) and how many seconds its answer took."""
+
+    at: datetime
+    duration: float
+
+
+class Refresher:
+    """Runs refreshes, at most one at a time for each connection in this process."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        *,
+        cache: TokenCache,
+        slots: Slots,
+        settings: Callable[[], Refresh],
+        owner: str,
+        on_schedule: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._ports = ports
+        self._cache = cache
+        self._slots = slots
+        self._settings = settings
+        self._owner = owner
+        self._on_schedule = on_schedule
+        self._settling = Settling(ports.store, ports.clock)
+        self._flights: dict[str, asyncio.Task[Refusal | None]] = {}
+        self._tasks: set[asyncio.Task[Refusal | None]] = set()
+        self._unwell: set[str] = set()
+        self._closing = False
+
+    @property
+    def hold(self) -> timedelta:
+        """Return how long a claim lasts before its owner counts as vanished."""
+        return timedelta(seconds=self._hard_timeout()) + _TIME_TO_STORE
+
+    def flight(self, connection_id: str) -> asyncio.Task[Refusal | None] | None:
+        """Return the refresh in flight here, to be awaited through a shield only."""
+        return self._flights.get(connection_id)
+
+    async def refresh(self, wanted: Wanted) -> Refusal | None:
+        """Join or start the refresh of one connection; return why it was refused, if it was.
+
+        Cancelling the wait never cancels the refresh.
+
+        Raises:
+            DatabaseUnavailableError: no claim could be taken; nothing was sent.
+        """
+        flight = self._flights.get(wanted.connection_id)
+        if flight is None:
+            if self._closing:
+                return Refusal(
+                    connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED
+                )
+            flight = self._fly(wanted.connection_id, self._obtain(wanted))
+        return await asyncio.shield(flight)
+
+    def start(self, claim: Claim, *, on_end: Callable[[], None]) -> None:
+        """Run a claim that the sweep has taken; its slot is given back at the end."""
+        self._fly(claim.connection_id, self._run_claimed(claim, on_end))
+
+    def learned(self, provider: str, *, unwell: bool) -> None:
+        """Remember whether a provider's shared state has anything to be cleared by a success."""
+        (self._unwell.add if unwell else self._unwell.discard)(provider)
+
+    async def drain(self) -> None:
+        """Start nothing more; return when every attempt in flight is stored."""
+        self._closing = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _fly(
+        self, connection_id: str, work: Coroutine[None, None, Refusal | None]
+    ) -> asyncio.Task[Refusal | None]:
+        task = asyncio.create_task(work, name=f"refresh {connection_id}")
+        self._flights[connection_id] = task
+        self._tasks.add(task)
+
+        def landed(done: asyncio.Task[Refusal | None]) -> None:
+            self._tasks.discard(done)
+            if self._flights.get(connection_id) is done:
+                del self._flights[connection_id]
+            if not done.cancelled():
+                done.exception()
+
+        task.add_done_callback(landed)
+        return task
+
+    async def _run_claimed(self, claim: Claim, on_end: Callable[[], None]) -> None:
+        try:
+            await self._attempt(claim)
+        finally:
+            self._slots.give(claim.provider)
+            on_end()
+
+    async def _obtain(self, wanted: Wanted) -> Refusal | None:
+        """Claim and refresh; where another replica is at it, wait for its result."""
+        clock = self._ports.clock
+        give_up = clock.boottime() + self._settings().request_timeout.total_seconds()
+        await self._slots.take(wanted.provider)
+        try:
+            while True:
+                changed = self._cache.changed(wanted.connection_id)
+                answer = await self._ports.store.claim(
+                    wanted, owner=self._owner, hold=self.hold, now=clock.now()
+                )
+                if isinstance(answer, Claim):
+                    changed.cancel()
+                    await self._attempt(answer)
+                    return None
+                if answer.reason is RefusalReason.SUPERSEDED:
+                    changed.cancel()
+                    await self.reload([wanted.connection_id])
+                    return None
+                busy = answer.reason is RefusalReason.SENDING
+                if not busy or clock.boottime() >= give_up:
+                    changed.cancel()
+                    return answer
+                await self._first_of(changed, _LOOK_AGAIN)
+        finally:
+            self._slots.give(wanted.provider)
+
+    async def _first_of(self, changed: asyncio.Future[None], seconds: float) -> None:
+        sleep = asyncio.ensure_future(self._ports.clock.sleep(seconds))
+        await asyncio.wait({changed, sleep}, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+        sleep.cancel()
+
+    async def _attempt(self, claim: Claim) -> None:
+        clock = self._ports.clock
+        send_by = clock.boottime() + _TIME_TO_STORE.total_seconds() / 2
+        provider = self._ports.providers.get(claim.provider)
+        began = clock.boottime()
+        sent_at = clock.now()
+        if provider is None:
+            outcome = _not_sent(f"No provider named {claim.provider} is configured any more.")
+            provider = Provider(name=claim.provider, client_id="")
+        elif claim.tokens.refresh_token is None:
+            outcome = _nothing_to_send()
+        else:
+            await clock.sleep(claim.delay)
+            began, sent_at = clock.boottime(), clock.now()
+            outcome = await self._send(claim, claim.tokens.refresh_token, send_by)
+        sent = Sent(at=sent_at, duration=clock.boottime() - began)
+        await self._conclude(claim, provider, outcome, sent=sent)
+
+    async def _send(self, claim: Claim, refresh_token: str, send_by: float) -> Outcome:
+        """Send once. The deadline runs on boot time: a suspended machine must not send late."""
+        provider = await self._ports.providers.resolve(claim.provider)
+        if isinstance(provider, Outcome):
+            return provider
+        if self._ports.clock.boottime() > send_by:
+            return _not_sent("This machine stood still for too long after claiming the refresh.")
+        # The journal (a later issue) takes the raw reply inside the sender, before it is parsed.
+        return await self._ports.sender.refresh(
+            provider, refresh_token, hard_timeout=self._hard_timeout()
+        )
+
+    async def _conclude(
+        self, claim: Claim, provider: Provider, outcome: Outcome, *, sent: Sent
+    ) -> None:
+        events = self._ports.events
+        decision = policy.decide(
+            claim,
+            outcome,
+            provider,
+            self._settings(),
+            sent_at=sent.at,
+            now=self._ports.clock.now(),
+            chance=self._ports.chance(),
+        )
+        settled = await self._commit(claim, decision.settlement)
+        if settled is Settled.STORED:
+            await self._publish(claim, decision.settlement)
+            self._tell(claim, outcome, decision, sent.duration)
+            if decision.retry_in is not None:
+                self._on_schedule(decision.retry_in)
+        else:
+            events.refresh_superseded(claim.connection_id, claim.provider)
+            await self._reload_quietly(claim.connection_id)
+        await self._learn(claim, outcome)
+
+    def _tell(
+        self, claim: Claim, outcome: Outcome, decision: policy.Decision, duration: float
+    ) -> None:
+        events = self._ports.events
+        if outcome.kind is OutcomeKind.OK:
+            lag = None
+            if claim.planned_at is not None:
+                lag = max(0.0, (self._ports.clock.now() - claim.planned_at).total_seconds())
+            events.token_refreshed(claim, outcome, duration=duration, lag=lag)
+            if claim.status is Status.FAILING:
+                events.connection_recovered(claim.connection_id, claim.provider)
+            return
+        events.refresh_failed(claim, outcome, duration=duration, retry_in=decision.retry_in)
+        error = decision.settlement.last_error
+        if decision.settlement.status is Status.REAUTHORIZATION_REQUIRED and error is not None:
+            events.reauthorization_required(claim.connection_id, claim.provider, cause=error.code)
+
+    async def _commit(self, claim: Claim, settlement: Settlement) -> Settled:
+        """Store until it is stored. Meanwhile the new token is served from memory."""
+        wait, longest = _COMMIT_RETRY
+        while True:
+            try:
+                return await self._settling.settle(settlement)
+            except DatabaseUnavailableError:
+                if settlement.tokens is not None:
+                    self._cache.put(_current(claim, settlement, settlement.tokens))
+                await self._ports.clock.sleep(wait)
+                wait = min(wait * 2, longest)
+
+    async def _publish(self, claim: Claim, settlement: Settlement) -> None:
+        if settlement.tokens is not None:
+            self._cache.put(_current(claim, settlement, settlement.tokens))
+        elif settlement.touches_connection:
+            await self._reload_quietly(claim.connection_id)
+        if settlement.tokens is not None or settlement.touches_connection:
+            self._ports.publisher.publish(claim.connection_id)
+
+    async def reload(self, ids: list[str]) -> None:
+        """Read what is current into the cache; connections that are gone leave it.
+
+        Raises:
+            DatabaseUnavailableError: the cache stays as it was.
+        """
+        found = {token.connection: token for token in await self._ports.tokens.current(ids)}
+        for connection_id in ids:
+            token = found.get(connection_id)
+            if token is None:
+                self._cache.drop(connection_id)
+            else:
+                self._cache.put(token)
+
+    async def _reload_quietly(self, connection_id: str) -> None:
+        try:
+            await self.reload([connection_id])
+        except DatabaseUnavailableError:
+            return
+
+    async def _learn(self, claim: Claim, outcome: Outcome) -> None:
+        """Let the fleet know how the provider does, where there is anything to say."""
+        clean = outcome.kind in {OutcomeKind.OK, OutcomeKind.REAUTHORIZE}
+        if clean and claim.provider not in self._unwell and claim.failures == 0:
+            return
+        try:
+            before, after = await self._ports.store.learn(claim.provider, outcome)
+        except DatabaseUnavailableError:
+            return
+        self.learned(claim.provider, unwell=after.failures > 0 or after.circuit is not None)
+        if (before.circuit is None) != (after.circuit is None):
+            self._ports.events.provider_circuit_changed(
+                claim.provider,
+                is_open=after.circuit is not None,
+                reason=after.circuit or before.circuit or "",
+            )
+
+    def _hard_timeout(self) -> float:
+        return self._settings().request_timeout.total_seconds() * _HARD_TIMEOUT_FACTOR
+
+
+def _current(claim: Claim, settlement: Settlement, tokens: TokenSet) -> CurrentToken:
+    return CurrentToken(
+        connection=claim.connection_id,
+        provider=claim.provider,
+        status=settlement.status,
+        generation=tokens.generation,
+        access_token=tokens.access_token,
+        token_type=tokens.token_type,
+        scopes=tokens.scopes,
+        issued_at=tokens.issued_at,
+        expires_at=tokens.expires_at,
+        refreshable=tokens.refresh_token is not None,
+        failure=settlement.last_error.description if settlement.last_error else None,
+    )
+
+
+def _not_sent(description: str) -> Outcome:
+    return Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.OTHER, description=description)
+
+
+def _nothing_to_send() -> Outcome:
+    return Outcome(
+        kind=OutcomeKind.REAUTHORIZE,
+        reason=FailureReason.OTHER,
+        error="no_refresh_token",
+        description=(
+            "The provider gave no refresh token and the access token has expired. Connect again; "
+            "to get a refresh token, ask for offline access (scopes or authorization_params)."
+        ),
+    )

@@ -1,0 +1,164 @@
+"""[schedule] The sweep: claims what is due, starts it, and sleeps until something else is.
+
+Timers are a hint, the sweep of the due index is the truth. It sleeps at most ``_LONGEST_SLEEP``,
+so that a suspended machine, a stepped clock or another replica's connection cannot strand a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from daemon.domain.claim import DueClaims
+from daemon.domain.clock import Clock
+from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.provider import Provider
+from daemon.refresh import policy
+from daemon.refresh.ports import Publisher, RefreshStore
+from daemon.refresh.refresher import Refresher
+from daemon.refresh.slots import Slots
+
+# The most a missed wake-up can cost. Claims of vanished owners are looked for as often.
+_LONGEST_SLEEP = 30.0
+# Below this, waking up costs more than it wins.
+_SHORTEST_SLEEP = 0.02
+# How long to leave a database alone that has just not answered.
+_DATABASE_AWAY = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What the sweep works with. ``chance`` returns a number in [0, 1)."""
+
+    store: RefreshStore
+    publisher: Publisher
+    clock: Clock
+    chance: Callable[[], float]
+    owner: str
+
+
+class Scheduler:
+    """Claims due connections for as long as it runs."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        *,
+        refresher: Refresher,
+        slots: Slots,
+        providers: Callable[[], Sequence[Provider]],
+    ) -> None:
+        self._sweep = sweep
+        self._refresher = refresher
+        self._slots = slots
+        self._providers = providers
+        self._woken = asyncio.Event()
+        self._wakes_at = 0.0
+        self._turn = 0
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Sweep until ``stop``. Cancelling it between two sweeps loses nothing."""
+        while not self._stopping:
+            try:
+                wait = await self._once()
+            except DatabaseUnavailableError:
+                wait = _DATABASE_AWAY
+            await self._sleep(wait)
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self._stopping = True
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Sweep soon: something became due, or a place became free."""
+        self._woken.set()
+
+    def expect(self, seconds: float) -> None:
+        """Make sure that a sweep runs in ``seconds``."""
+        if self._sweep.clock.boottime() + seconds < self._wakes_at:
+            self._woken.set()
+
+    async def _once(self) -> float:
+        """Claim and start what is due; return the seconds until the next sweep is needed."""
+        await self._take_over()
+        room = self._take_room()
+        if not room:
+            return _LONGEST_SLEEP
+        taken = {name: places for name, (places, _) in room.items()}
+        try:
+            due = await self._sweep.store.claim_due(
+                room=room,
+                owner=self._sweep.owner,
+                hold=self._refresher.hold,
+                now=self._sweep.clock.now(),
+            )
+            for claim in due.claims:
+                taken[claim.provider] -= 1
+                self._refresher.start(claim, on_end=self.wake)
+        finally:
+            for name, unused in taken.items():
+                self._slots.give(name, unused)
+        self._note(due)
+        return await self._until_next(due)
+
+    async def _until_next(self, due: DueClaims) -> float:
+        clock = self._sweep.clock
+        names = [provider.name for provider in self._providers()]
+        now = clock.now()
+        following = await self._sweep.store.next_due(names, after=now)
+        waits = [_LONGEST_SLEEP]
+        if following is not None:
+            waits.append((following - now).total_seconds())
+        if due.again_in is not None:
+            waits.append(due.again_in)
+        return max(_SHORTEST_SLEEP, min(waits))
+
+    async def _take_over(self) -> None:
+        """Put claims whose owners vanished in doubt."""
+        clock, store = self._sweep.clock, self._sweep.store
+        providers = {provider.name: provider for provider in self._providers()}
+        abandoned = await store.abandoned(list(providers), now=clock.now())
+        if not abandoned:
+            return
+        settlements = [
+            policy.abandoned(
+                claim, providers[claim.provider].rotation, clock.now(), self._sweep.chance()
+            )
+            for claim in abandoned
+        ]
+        await store.settle(settlements, now=clock.now())
+        for claim in abandoned:
+            self._sweep.publisher.publish(claim.connection_id)
+
+    def _take_room(self) -> dict[str, tuple[int, float]]:
+        """Take every free place, beginning with another provider each time."""
+        providers = self._providers()
+        if not providers:
+            return {}
+        self._turn = (self._turn + 1) % len(providers)
+        room: dict[str, tuple[int, float]] = {}
+        for provider in (*providers[self._turn :], *providers[: self._turn]):
+            places = self._slots.free(provider.name)
+            if places > 0:
+                self._slots.take_now(provider.name, places)
+                room[provider.name] = (places, provider.rate)
+        return room
+
+    def _note(self, due: DueClaims) -> None:
+        for name, state in due.states.items():
+            self._refresher.learned(name, unwell=state.failures > 0 or state.circuit is not None)
+
+    async def _sleep(self, seconds: float) -> None:
+        clock = self._sweep.clock
+        self._wakes_at = clock.boottime() + seconds
+        sleep = asyncio.ensure_future(clock.sleep(seconds))
+        woken = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({sleep, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            woken.cancel()
+            self._woken.clear()

@@ -1,0 +1,173 @@
+"""How errors are answered: RFC 9457 ``application/problem+json``, always with what to do next.
+
+The HTTP boundary: below it exceptions are raised, above it there are only answers. An answer to
+an error that nobody foresaw says no more than a reference, which is in the log beside its cause.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+
+import orjson
+import structlog
+from aiohttp import hdrs, web
+
+from daemon.domain.clock import Entropy
+from daemon.domain.errors import DatabaseUnavailableError, Problem
+
+log = structlog.get_logger()
+
+CONTENT_TYPE = "application/problem+json"
+# How soon to ask again while the database is away: reconnecting takes a few seconds at least.
+_DATABASE_RETRY_AFTER = 5
+_DEEPEST_FRAMES = 12
+# Answers given while the rest of a body may still be on its way: that connection ends.
+_BODY_UNREAD = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
+
+_TITLES: Mapping[str, str] = {
+    "bad_request": "The request cannot be understood",
+    "body_too_large": "The body is too large",
+    "cross_origin": "Web pages of other origins are not answered",
+    "database_unavailable": "The database cannot be used right now",
+    "disconnected": "The connection was disconnected",
+    "host_not_allowed": "The host is not allowed for this provider",
+    "internal_error": "Something went wrong here",
+    "invalid_request": "Members of the request are wrong",
+    "method_not_allowed": "The route has no such method",
+    "misdirected_request": "The request was sent to another server",
+    "not_authorized_yet": "The connection was not authorized yet",
+    "not_found": "There is no such route",
+    "permission_denied": "The caller lacks a permission",
+    "reauthorization_required": "A person must connect again",
+    "request_timeout": "The request took too long to arrive",
+    "token_unavailable": "No token can be had right now",
+    "unauthenticated": "The caller is not known",
+    "unknown_connection": "There is no such connection",
+    "unsupported_media_type": "The body has the wrong type",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+
+
+def problem_response(problem: Problem) -> web.Response:
+    """Return ``problem`` as a response, never to be stored by a cache.
+
+    A member ``retry_after`` is rounded up to whole seconds, at least 1, and is also sent as the
+    ``Retry-After`` header (RFC 9110 10.2.3).
+    """
+    headers = {**problem.headers, hdrs.CACHE_CONTROL: "no-store"}
+    members = problem.members
+    retry_after = members.get("retry_after")
+    if isinstance(retry_after, (int, float)):
+        seconds = max(1, math.ceil(retry_after))
+        members = {**members, "retry_after": seconds}
+        headers[hdrs.RETRY_AFTER] = str(seconds)
+    body = {
+        **members,
+        "type": f"urn:tokenward:problem:{problem.code}",
+        "code": problem.code,
+        "title": _TITLES.get(problem.code) or HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+    }
+    response = web.Response(
+        status=problem.status, headers=headers, content_type=CONTENT_TYPE, body=orjson.dumps(body)
+    )
+    if problem.status in _BODY_UNREAD:
+        response.force_close()
+    return response
+
+
+def problem_of(error: Exception, entropy: Entropy) -> Problem:
+    """Return the answer to ``error``; where it is one that nobody foresaw, log its cause first."""
+    match error:
+        case Problem():
+            return error
+        case DatabaseUnavailableError():
+            return Problem(
+                503,
+                "database_unavailable",
+                "The database cannot be used right now, and this cannot be answered without it. "
+                "Try again later; tokenward reconnects by itself.",
+                retry_after=_DATABASE_RETRY_AFTER,
+            )
+        case web.HTTPException():
+            return _problem_of_http(error)
+        case _:
+            return _unforeseen(error, reference=entropy(8).hex())
+
+
+def error_middleware(entropy: Entropy) -> Middleware:
+    """Return the middleware that turns what a handler raises into an answer.
+
+    It belongs outermost. Redirects pass. An error after the first byte of a streamed answer cuts
+    the connection, for nothing true can be said there any more. Cancellation passes.
+    """
+
+    @web.middleware
+    async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            if error.status < HTTPStatus.BAD_REQUEST:
+                raise
+            return problem_response(problem_of(error, entropy))
+        except Exception as error:
+            if request.transport is None or request.transport.is_closing():
+                # The caller is gone: nobody to answer, and most likely the very cause.
+                raise ConnectionError("the caller is gone") from error
+            problem = problem_of(error, entropy)
+            if request.writer.output_size > 0:
+                raise ConnectionError("the answer had begun") from error
+            return problem_response(problem)
+
+    return answer_errors
+
+
+def _problem_of_http(error: web.HTTPException) -> Problem:
+    match error:
+        case web.HTTPNotFound():
+            return Problem(
+                404, "not_found", "There is no such route here. See GET /openapi.json for all."
+            )
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return Problem(
+                405,
+                "method_not_allowed",
+                f"This route takes {allowed}.",
+                headers={hdrs.ALLOW: allowed},
+            )
+        case web.HTTPRequestEntityTooLarge():
+            return Problem(413, "body_too_large", "The body is too large. Send a smaller one.")
+        case _:
+            phrase = HTTPStatus(error.status).phrase
+            code = phrase.lower().replace(" ", "_").replace("-", "_")
+            return Problem(error.status, code, f"{phrase}. Change the request before a next try.")
+
+
+def _unforeseen(error: Exception, *, reference: str) -> Problem:
+    # Types and places only: the text of a foreign exception may quote the values it choked on.
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(type(cause).__qualname__)
+        cause = cause.__cause__ or cause.__context__
+    frames = traceback.extract_tb(error.__traceback__)[-_DEEPEST_FRAMES:]
+    log.error(
+        "request_failed",
+        reference=reference,
+        error=chain,
+        frames=[f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+    )
+    return Problem(
+        500,
+        "internal_error",
+        f"Something went wrong here. Look for the reference {reference} in tokenward's log, "
+        "and report it with the lines around it.",
+        reference=reference,
+    )

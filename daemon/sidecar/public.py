@@ -1,0 +1,247 @@
+"""The public listener: connect pages and the redirect URI, for people's browsers (contract 5).
+
+It holds no secret and serves no token. Every answer is a redirect or a page whose bytes do not
+depend on what the request said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from aiohttp import hdrs, web
+
+from daemon.domain.authorization import AuthorizationStore, Ticket
+from daemon.domain.clock import Clock, Entropy
+from daemon.domain.connection import Connection, Status
+from daemon.domain.errors import StorageError, TokenwardError
+from daemon.domain.provider import Provider
+from daemon.oauth.authorization import Authorizer, fingerprint, is_secret
+from daemon.oauth.authorization_errors import AuthorizationFailures, Failed, Fault
+from daemon.oauth.authorization_response import (
+    MAX_RESPONSE,
+    CallbackParams,
+    CallbackRejection,
+    parse_callback,
+)
+from daemon.oauth.query import with_query
+from daemon.oauth.redirection import Completed, Redirection
+from daemon.sidecar.bodies import BODY_DEADLINE
+from daemon.sidecar.browser import (
+    FORM_REFERRER_POLICY,
+    PublicOrigin,
+    content_security_policy,
+    host_of,
+    new_binding,
+)
+from daemon.sidecar.pages import ConnectPage, Pages, load_assets, page_environment
+from daemon.sidecar.public_answers import (
+    add_headers,
+    asset_handler,
+    boundary,
+    failure_page,
+    html,
+    see_other,
+)
+from daemon.sidecar.return_url import is_allowed, with_outcome
+
+_COMPLETED = "/connect/completed"
+# Below /connect, so that an ingress which forwards /connect and /callback has forwarded all.
+_STATIC = "/connect/static"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicParts:
+    """What the public listener works with.
+
+    ``providers`` and ``return_urls`` are asked at every request, for a reload may change them.
+    """
+
+    public_url: str
+    store: AuthorizationStore
+    authorizer: Authorizer
+    redirection: Redirection
+    failures: AuthorizationFailures
+    providers: Callable[[str], Provider | None]
+    return_urls: Callable[[], Iterable[str]]
+    clock: Clock
+    entropy: Entropy
+
+
+def create_public_app(parts: PublicParts) -> web.Application:
+    """Return the application of the public listener. It knows no other route than these."""
+    origin = PublicOrigin(parts.public_url)
+    assets = load_assets()
+    pages = Pages(page_environment(), assets, static_path=origin.path + _STATIC)
+    views = _Views(parts, origin, pages)
+    errors = boundary(pages, hosts=origin.hosts, failures=parts.failures, entropy=parts.entropy)
+    app = web.Application(middlewares=[errors], client_max_size=MAX_RESPONSE)
+    app.on_response_prepare.append(add_headers)
+    app.router.add_get(_COMPLETED, views.completed, allow_head=False)
+    app.router.add_get(f"{_STATIC}/{{name}}", asset_handler(assets), allow_head=False)
+    app.router.add_get("/connect/{ticket}", views.show, allow_head=False)
+    app.router.add_post("/connect/{ticket}", views.connect)
+    app.router.add_get("/callback", views.callback, allow_head=False)
+    app.router.add_post("/callback", views.form_post)
+    return app
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """What a live ticket leads to."""
+
+    ticket: Ticket
+    connection: Connection
+    provider: Provider
+
+    @property
+    def targets(self) -> tuple[str | None, ...]:
+        """Return the URLs that are known to follow when Connect is pressed."""
+        return self.provider.endpoints.authorization, self.provider.issuer, self.ticket.return_url
+
+    def page(self) -> ConnectPage:
+        """Return what the connect page says."""
+        return ConnectPage(
+            caller=self.ticket.caller,
+            provider=self.provider.name,
+            provider_host=host_of(self.provider.endpoints.authorization or self.provider.issuer),
+            connection=self.connection.id,
+            label=self.connection.label,
+            is_reconnect=self.connection.status is not Status.PENDING,
+            scopes=self.connection.requested_scopes or self.provider.scopes,
+        )
+
+
+class _Views:
+    """The handlers."""
+
+    def __init__(self, parts: PublicParts, origin: PublicOrigin, pages: Pages) -> None:
+        self._parts = parts
+        self._origin = origin
+        self._pages = pages
+
+    async def show(self, request: web.Request) -> web.Response:
+        """GET /connect/{ticket}: say who asks for what; with ``go=1``, go on at once."""
+        started = await self._find(request)
+        if isinstance(started, Failed):
+            return failure_page(self._pages, started)
+        if "go=1" in _raw_query(request).split("&"):
+            return await self._begin(request, started)
+        policy = content_security_policy(self._parts.public_url, *started.targets)
+        page = self._pages.connect(started.page())
+        return html(page, policy=policy, referrer_policy=FORM_REFERRER_POLICY)
+
+    async def connect(self, request: web.Request) -> web.Response:
+        """POST /connect/{ticket}: the Connect button was pressed."""
+        if not self._origin.is_own_page(request.headers):
+            return self._fail(Fault("cross_site_request"))
+        started = await self._find(request)
+        if isinstance(started, Failed):
+            return failure_page(self._pages, started)
+        return await self._begin(request, started)
+
+    async def callback(self, request: web.Request) -> web.Response:
+        """GET /callback: the redirect URI (RFC 6749 4.1.2)."""
+        params = parse_callback(_raw_query(request))
+        binding = self._origin.binding_of(request.cookies)
+        return self._answer(await self._parts.redirection.complete(params, binding))
+
+    async def form_post(self, request: web.Request) -> web.Response:
+        """POST /callback: ``response_mode=form_post``, as a GET of the same answer.
+
+        A cross-site POST carries no ``Lax`` cookie, so here nobody knows which browser this is.
+        The redirect that answers it is a navigation to us, and carries it. The code thereby gets
+        into a URL of ours, as it does with ``response_mode=query``, to be spent at once.
+        """
+        params = parse_callback(await _form(request))
+        if isinstance(params, CallbackRejection):
+            return self._answer(await self._parts.redirection.complete(params, None))
+        return see_other(with_query(f"{self._origin.path}/callback", _answered(params)))
+
+    async def completed(self, request: web.Request) -> web.Response:
+        """GET /connect/completed: a clean URL without code or state (RFC 9700 4.2.4)."""
+        del request
+        return html(self._pages.completed())
+
+    async def _find(self, request: web.Request) -> _Started | Failed:
+        parts = self._parts
+        secret = request.match_info["ticket"]
+        found = None
+        if is_secret(secret):
+            found = await parts.store.ticket(fingerprint(secret), now=parts.clock.now())
+        if found is None:
+            return parts.failures.report(Fault("link_expired"))
+        ticket, connection = found
+        provider = parts.providers(connection.provider)
+        if provider is None:
+            return parts.failures.report(
+                Fault("provider_not_configured"),
+                connection=connection.id,
+                provider=connection.provider,
+            )
+        return _Started(ticket, connection, provider)
+
+    async def _begin(self, request: web.Request, started: _Started) -> web.Response:
+        # One value for all transactions of a browser, so that two tabs do not end each other.
+        binding = self._origin.binding_of(request.cookies)
+        binding = binding or new_binding(self._parts.entropy)
+        try:
+            location = await self._parts.authorizer.begin(
+                started.ticket, started.connection, started.provider, binding
+            )
+        except StorageError:
+            raise
+        except TokenwardError:
+            return self._fail(Fault("provider_unavailable"), started)
+        if location is None:
+            return self._fail(Fault("provider_incomplete"), started)
+        response = see_other(location)
+        response.headers.add(hdrs.SET_COOKIE, self._origin.set_cookie(binding))
+        return response
+
+    def _answer(self, ended: Completed | Failed) -> web.Response:
+        if isinstance(ended, Failed):
+            return failure_page(self._pages, ended)
+        url = ended.return_url
+        if url is not None and is_allowed(url, self._parts.return_urls()):
+            return see_other(with_outcome(url, ended.connection))
+        return see_other(self._origin.path + _COMPLETED)
+
+    def _fail(self, fault: Fault, started: _Started | None = None) -> web.Response:
+        failed = self._parts.failures.report(
+            fault,
+            connection=started.connection.id if started else None,
+            provider=started.provider.name if started else None,
+        )
+        return failure_page(self._pages, failed)
+
+
+async def _form(request: web.Request) -> str:
+    """Return the raw body of a form, within ``client_max_size`` and the deadline."""
+    if request.content_type != "application/x-www-form-urlencoded":
+        raise web.HTTPUnsupportedMediaType
+    try:
+        async with asyncio.timeout(BODY_DEADLINE):
+            body = await request.read()
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout from error
+    except web.RequestPayloadError as error:
+        raise web.HTTPBadRequest from error
+    # What is not ASCII is no form either; the strict reader refuses its replacement.
+    return body.decode("ascii", "replace")
+
+
+def _raw_query(request: web.Request) -> str:
+    """Return the query as it was sent: yarl would repair what must be refused."""
+    return request.raw_path.partition("?")[2]
+
+
+def _answered(params: CallbackParams) -> dict[str, str]:
+    given = {
+        "code": params.code,
+        "error": params.error,
+        "state": params.state,
+        "iss": params.iss,
+    }
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,198 @@
+"""[serve] ``GET /v1/connections/{id}/token``: from memory, before the router, in one write.
+
+The plain read, with nothing to wait for, never enters aiohttp's router or its response classes:
+those cost more than the read itself. Whatever the short way does not know goes the long way.
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+
+from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
+
+from daemon.config.settings import Permission
+from daemon.domain.clock import Clock
+from daemon.domain.connection import Status
+from daemon.domain.errors import Problem
+from daemon.refresh.cache import Entry, TokenCache
+from daemon.refresh.reading import TokenReader
+from daemon.sidecar.access import Callers, Identity, unknown_connection
+from daemon.sidecar.guard import Guard, connection_id_from
+from daemon.sidecar.protocol import peer_uid
+from daemon.telemetry.token_reads import UNKNOWN_PROVIDER, TokenReads
+
+_PREFIX = "/v1/connections/"
+_SUFFIX = "/token"
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n"
+    b"Cache-Control: no-store\r\nDate: %b\r\nContent-Length: %d\r\n\r\n%b"
+)
+# A TTL beyond a year is a mistake in units, most likely milliseconds.
+_LARGEST_TTL = 366 * 24 * 3600
+_LARGEST_GENERATION = 2**63 - 1
+
+
+class WholeResponse(web.StreamResponse):
+    """An answer that is complete, head and body, in one write. For HTTP/1.1 kept alive only."""
+
+    def __init__(self, payload: bytes) -> None:
+        super().__init__()
+        self._payload = payload
+
+    @property
+    def keep_alive(self) -> bool:
+        """Return that the connection stays open."""
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Send everything; waits where the caller does not read."""
+        if request.transport is None:
+            raise ConnectionResetError("the caller is gone")
+        request.transport.write(self._payload)
+        await request.writer.drain()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing: all was sent."""
+
+
+class TokenRoute:
+    """Answers token reads, the short way and the long one."""
+
+    def __init__(
+        self,
+        *,
+        callers: Callers,
+        guard: Guard,
+        cache: TokenCache,
+        reader: TokenReader,
+        reads: TokenReads,
+        clock: Clock,
+    ) -> None:
+        self._callers = callers
+        self._guard = guard
+        self._cache = cache
+        self._reader = reader
+        self._reads = reads
+        self._clock = clock
+        self._date: tuple[int, bytes] = (0, b"")
+
+    def before_router(self, request: web.BaseRequest) -> web.StreamResponse | None:
+        """Answer a plain read of a good token; ``None`` for everything else.
+
+        Raises:
+            Problem: the guard's or the access check's.
+        """
+        target = request.raw_path
+        if (
+            not target.endswith(_SUFFIX)
+            or not target.startswith(_PREFIX)
+            or request.method != hdrs.METH_GET
+        ):
+            return None
+        entry = self._cache.get(target[16:-6])
+        if entry is None or request.version != HttpVersion11 or not request.keep_alive:
+            return None
+        began = self._clock.boottime()
+        try:
+            self._identify(request, entry.connection)
+        except Problem:
+            self._reads.count(entry.provider, "denied")
+            raise
+        now = self._clock.now().timestamp()
+        if not entry.is_good(now):
+            return None
+        entry.used = True
+        self._reads.count(entry.provider, "served" if entry.status is Status.ACTIVE else "warned")
+        body = entry.body(now)
+        response = WholeResponse(_HEAD % (self._http_date(now), len(body), body))
+        self._reads.observe(self._clock.boottime() - began)
+        return response
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """Answer any read, waiting for a refresh where one is needed."""
+        began = self._clock.boottime()
+        connection_id = connection_id_from(request.match_info["id"])
+        provider = UNKNOWN_PROVIDER
+        try:
+            self._identify(request, connection_id)
+            min_ttl, newer_than = read_parameters(request)
+            known = await self._reader.entry(connection_id)
+            if known is None:
+                raise unknown_connection(connection_id)
+            provider = known.provider
+            reading = await self._reader.read(connection_id, min_ttl=min_ttl, newer_than=newer_than)
+            if reading is None:
+                raise unknown_connection(connection_id)
+        except Problem as problem:
+            self._reads.count(provider, _outcome(problem))
+            raise
+        finally:
+            self._reads.observe(self._clock.boottime() - began)
+        self._reads.count(provider, reading.outcome)
+        reading.entry.used = True
+        return _answer(reading.entry, self._clock.now().timestamp(), reading.warning)
+
+    def _identify(self, request: web.BaseRequest, connection_id: str) -> Identity:
+        uid = peer_uid(request)
+        headers = request.headers
+        self._guard.check(request.method, request.raw_path, headers, unix_socket=uid is not None)
+        identity = self._callers.authenticate(headers.get(hdrs.AUTHORIZATION), uid)
+        identity.require(Permission.TOKEN, connection_id)
+        return identity
+
+    def _http_date(self, now: float) -> bytes:
+        second = int(now)
+        if self._date[0] != second:
+            self._date = (second, formatdate(second, usegmt=True).encode())
+        return self._date[1]
+
+
+def read_parameters(request: web.BaseRequest) -> tuple[float, int | None]:
+    """Return ``min_ttl`` in seconds (0 where absent) and ``newer_than``.
+
+    Raises:
+        Problem: 400, naming the parameter and what it takes.
+    """
+    unknown = sorted(set(request.query) - {"min_ttl", "newer_than"})
+    if unknown:
+        raise Problem(
+            400,
+            "bad_request",
+            "The parameters of a token read are min_ttl (seconds) and newer_than (a generation); "
+            "remove the others.",
+        )
+    min_ttl = _whole(request, "min_ttl", _LARGEST_TTL, "a whole number of seconds")
+    newer_than = _whole(request, "newer_than", _LARGEST_GENERATION, "the generation in hand")
+    return float(min_ttl or 0), newer_than
+
+
+def _whole(request: web.BaseRequest, name: str, largest: int, what: str) -> int | None:
+    values = request.query.getall(name, [])
+    if not values:
+        return None
+    text = values[0]
+    if len(values) > 1 or not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise Problem(400, "bad_request", f"{name} takes {what}, once, as digits.")
+    if int(text) > largest:
+        raise Problem(400, "bad_request", f"{name} takes {what}, at most {largest}.")
+    return int(text)
+
+
+def _outcome(problem: Problem) -> str:
+    match problem.code:
+        case "reauthorization_required" | "not_authorized_yet" | "disconnected":
+            return "reauthorization_required"
+        case "token_unavailable":
+            return "unavailable"
+        case _:
+            return "denied"
+
+
+def _answer(entry: Entry, now: float, warning: str | None) -> web.Response:
+    return web.Response(
+        body=entry.body(now, warning=warning),
+        headers={hdrs.CACHE_CONTROL: "no-store"},
+        content_type="application/json",
+        charset="utf-8",
+    )
