@@ -10,10 +10,8 @@ from daemon.config.schema import Section
 NOT_SUPPORTED = "is not supported by this version of tokenward; remove it"
 
 
-def unknown_key(key: object, section: Section) -> str:
+def unknown_key(key: str, section: Section) -> str:
     """Return why ``key`` cannot stand in ``section``, with the nearest key that can."""
-    if not isinstance(key, str):
-        return f"a key must be a word; the keys here are {listing(section.keys)}"
     if key in section.hints:
         return section.hints[key]
     if key in section.later:

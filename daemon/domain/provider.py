@@ -69,8 +69,8 @@ class Provider:
     ``rate`` is in token requests a second, fleet-wide and sustained; ``concurrency`` in refreshes
     in flight in this process; ``default_lifetime`` holds where a reply has no usable
     ``expires_in``; ``requires_iss`` tells that the server's metadata promises ``iss`` in every
-    authorization response (RFC 9207 3); ``token_response`` maps an RFC 6749 5.1 member name to the selector that finds
-    it in this provider's replies.
+    authorization response (RFC 9207 3); ``token_response`` maps an RFC 6749 5.1 member name to the
+    selector that finds it in this provider's replies.
     """
 
     name: str

@@ -16,6 +16,7 @@ from typing import Protocol
 from daemon.domain.authorization import AuthorizationStore, PendingAuthorization, Ticket
 from daemon.domain.clock import Clock, Entropy
 from daemon.domain.connection import Connection
+from daemon.domain.errors import DiscoveryError
 from daemon.domain.provider import Provider
 from daemon.oauth.query import with_query
 
@@ -31,7 +32,7 @@ class ProviderResolver(Protocol):
     """Fills in what a provider's metadata says (RFC 8414, OpenID Connect Discovery)."""
 
     async def resolve(self, provider: Provider) -> Provider:
-        """Return ``provider`` with its endpoints; raises a ``TokenwardError`` where it cannot."""
+        """Return ``provider`` with its endpoints. Raises DiscoveryError."""
 
 
 def new_secret(entropy: Entropy) -> str:
@@ -130,17 +131,19 @@ class Authorizer:
 
     async def begin(
         self, ticket: Ticket, connection: Connection, provider: Provider, browser_binding: str
-    ) -> str | None:
+    ) -> str:
         """Start a transaction and return the URL to send the browser to.
 
-        Returns ``None`` where configuration and metadata together name no authorization or token
-        endpoint. Raises what the resolver raises, and DatabaseUnavailableError. The returned URL
-        holds the state: it goes to the browser and nowhere else.
+        That URL holds the state: it goes to the browser and nowhere else. Raises DiscoveryError
+        where configuration and metadata do not tell where to go, and DatabaseUnavailableError.
         """
         resolved = await self._resolver.resolve(provider)
         endpoints = resolved.endpoints
         if endpoints.authorization is None or endpoints.token is None:
-            return None
+            raise DiscoveryError(
+                f"Neither the configuration nor the metadata of provider {provider.name} name both"
+                " an authorization and a token endpoint. Configure them."
+            )
         state = new_secret(self._entropy)
         verifier = new_secret(self._entropy) if resolved.pkce else None
         authorization = PendingAuthorization(

@@ -65,16 +65,10 @@ OURS: Mapping[str, Words] = MappingProxyType(
             " changed since you started.",
             _OPERATOR,
         ),
-        "provider_incomplete": Words(
-            "This provider is not set up completely",
-            "Neither the configuration nor the metadata of {provider} says where to authorize and"
-            " where to obtain tokens.",
-            _OPERATOR,
-        ),
         "provider_unavailable": Words(
-            "{provider} cannot be reached",
-            "This service could not read the metadata of {provider}, without which it can neither"
-            " send you there nor check an answer. Nothing was connected.",
+            "{provider} cannot be used right now",
+            "This service could not learn from {provider} where to send you, or how to check an"
+            " answer. Nothing was connected.",
             "Wait a moment, then open the connect link again.",
             status=503,
         ),

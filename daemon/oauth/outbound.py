@@ -208,6 +208,9 @@ async def _before_first_byte(
     Raising closes the connection with nothing written.
     """
     progress: _Progress = context.trace_request_ctx
+    if progress.sending:
+        # aiohttp repeats what it takes for idempotent after a lost connection. We never do.
+        raise _RefusedError(Fault.DISCONNECTED)
     if progress.may_send is not None and not progress.may_send():
         raise _RefusedError(Fault.LATE)
     progress.sending = True

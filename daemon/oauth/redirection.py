@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from daemon.domain.authorization import AuthorizationStore, PendingAuthorization
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Connection
-from daemon.domain.errors import DatabaseUnavailableError, StorageError, TokenwardError
+from daemon.domain.errors import DatabaseUnavailableError, DiscoveryError, StorageError
 from daemon.domain.events import Events
 from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
@@ -134,9 +134,9 @@ class Redirection:
         provider = self._providers(authorization.provider)
         try:
             resolved = provider and await self._resolver.resolve(provider)
-        except TokenwardError:
+        except DiscoveryError as error:
             # Whether this provider must send ``iss`` is unknown: its answer cannot be judged.
-            return self._fail(authorization, Fault("provider_unavailable"))
+            return self._fail(authorization, Fault("provider_unavailable", detail=str(error)))
         accepted = judge_response(authorization, params, resolved)
         if isinstance(accepted, Fault):
             return self._fail(authorization, accepted)

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
-import orjson
 
 from daemon.domain.connection import Connection, Status
 from daemon.domain.tokens import CurrentToken, TokenSet
@@ -109,7 +108,7 @@ class PostgresConnections:
                     connection.grant,
                     connection.status.value,
                     list(connection.requested_scopes),
-                    orjson.dumps(dict(connection.metadata)).decode(),
+                    dict(connection.metadata),
                     connection.return_url,
                     connection.created_by,
                     connection.created_at,
@@ -162,7 +161,7 @@ class PostgresConnections:
                 wanted.text,
             )
         if wanted.metadata:
-            condition("c.metadata @> {}::jsonb", orjson.dumps(dict(wanted.metadata)).decode())
+            condition("c.metadata @> {}::jsonb", dict(wanted.metadata))
         if wanted.patterns is not None:
             condition("c.id ~ ANY({}::text[])", [regular_expression(p) for p in wanted.patterns])
         if before is not None:

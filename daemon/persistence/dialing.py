@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from asyncio import Transport
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,7 +18,7 @@ import orjson
 from asyncpg.connect_utils import SessionAttribute
 from pydantic import SecretStr
 
-from daemon.domain.errors import DatabaseUnavailableError, StorageError
+from daemon.domain.errors import StorageError
 from daemon.persistence.unavailable import LIBRARY_ERRORS, classify, unavailable
 
 DatabaseConnection: TypeAlias = (
@@ -25,25 +26,41 @@ DatabaseConnection: TypeAlias = (
 )
 """What a statement is sent through: a connection of the pool, or one of its own."""
 
-# Per host. A connect takes some ms; a caller that waits for one gets its answer within 5 s.
-_CONNECT_SECONDS = 3.0
-# The server's own limit comes first, so that the connection outlives a slow statement.
-_STATEMENT_SECONDS = 10
-_COMMAND_SECONDS = _STATEMENT_SECONDS + 2.0
 _CLOSE_SECONDS = 2.0
 # A peer that acknowledges nothing for this long is gone. Without it a host that vanished would
-# hold a statement for the whole of _COMMAND_SECONDS, and an idle LISTEN for hours.
+# hold a statement until the command's own limit, and an idle LISTEN for hours.
 _UNACKNOWLEDGED_MS = 4000
 
-_SERVER_SETTINGS: Mapping[str, str] = {
-    "application_name": "tokenward",
-    "statement_timeout": f"{_STATEMENT_SECONDS}s",
-    "lock_timeout": "5s",
-    # No transaction is held over anything slow; one that is was forgotten.
-    "idle_in_transaction_session_timeout": "15s",
-    # Compiling takes longer than any statement of ours.
-    "jit": "off",
-}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on waiting, in seconds.
+
+    ``connect`` is for each host; it takes some ms. ``acquire`` is for a free connection, or for
+    the end of a reconnect under way. ``statement`` is the server's own limit; ours comes 2 s
+    later, so that a connection outlives a slow statement. ``probe`` is for the answer to one,
+    ``probe_every`` between two: they find a server that hangs, or turned read-only, where no
+    traffic does.
+    """
+
+    connect: float = 3.0
+    acquire: float = 5.0
+    statement: float = 10.0
+    probe: float = 5.0
+    probe_every: float = 10.0
+
+    @property
+    def server_settings(self) -> dict[str, str]:
+        """Return the limits as the server keeps them."""
+        return {
+            "application_name": "tokenward",
+            "statement_timeout": f"{self.statement * 1000:.0f}ms",
+            "lock_timeout": "5s",
+            # No transaction is held over anything slow; one that is was forgotten.
+            "idle_in_transaction_session_timeout": "15s",
+            # Compiling takes longer than any statement of ours.
+            "jit": "off",
+        }
 
 
 class TimelyConnection(asyncpg.Connection):
@@ -83,7 +100,8 @@ class Dialer:
     ``jit`` in ``ignore_startup_parameters`` unless it tracks them.
     """
 
-    def __init__(self, url: SecretStr | str) -> None:
+    def __init__(self, url: SecretStr | str, limits: Limits) -> None:
+        self.limits = limits
         text = url.get_secret_value() if isinstance(url, SecretStr) else url
         try:
             self._urls = [SecretStr(part) for part in single_host_urls(text)]
@@ -99,7 +117,7 @@ class Dialer:
         last = len(self._urls) - 1
         for position, url in enumerate(list(self._urls)):
             try:
-                connection = await _dial_one(url, settings)
+                connection = await _dial_one(url, settings, self.limits)
             except LIBRARY_ERRORS:
                 if position == last:
                     raise
@@ -122,21 +140,23 @@ class Dialer:
         self._urls.insert(0, url)
 
 
-async def _dial_one(url: SecretStr, settings: Mapping[str, str]) -> TimelyConnection:
+async def _dial_one(
+    url: SecretStr, settings: Mapping[str, str], limits: Limits
+) -> TimelyConnection:
     try:
         connection = await asyncpg.connect(
             url.get_secret_value(),
-            timeout=_CONNECT_SECONDS,
-            command_timeout=_COMMAND_SECONDS,
+            timeout=limits.connect,
+            command_timeout=limits.statement + 2.0,
             connection_class=TimelyConnection,
-            server_settings={**_SERVER_SETTINGS, **settings},
+            server_settings={**limits.server_settings, **settings},
             # A primary whose settings refuse writes (a fenced one) is no better than a standby.
             target_session_attrs=SessionAttribute.read_write,
         )
     except ValueError:
         raise _bad_url() from None
     except TimeoutError as error:
-        raise ConnectionError(f"no answer within {_CONNECT_SECONDS:.0f} s") from error
+        raise ConnectionError(f"no answer within {limits.connect:.0f} s") from error
     try:
         await connection.set_type_codec(
             "jsonb",
@@ -167,10 +187,6 @@ async def hang_up(connection: DatabaseConnection) -> None:
 
 
 async def probe(connection: DatabaseConnection, *, seconds: float) -> None:
-    """Raise ``DatabaseUnavailableError`` unless the server answers and still accepts writes."""
-    try:
-        read_only = await connection.fetchval("SHOW transaction_read_only", timeout=seconds)
-    except LIBRARY_ERRORS as error:
-        raise unavailable(error) from error
-    if read_only == "on":
-        raise DatabaseUnavailableError("the database cannot be used right now: it is read-only")
+    """Raise an error of asyncpg's unless the server answers in time and still accepts writes."""
+    if await connection.fetchval("SHOW transaction_read_only", timeout=seconds) == "on":
+        raise asyncpg.ReadOnlySQLTransactionError("the server accepts no writes any more")

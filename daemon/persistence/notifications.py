@@ -18,9 +18,6 @@ from daemon.persistence.unavailable import LIBRARY_ERRORS
 
 CHANNEL = "tokenward"
 
-# A listener hears nothing from a connection that died without a word, so it asks.
-_KEEPALIVE_SECONDS = 10.0
-_PROBE_SECONDS = 5.0
 # NOTIFY takes 8000 bytes, the ending NUL included.
 _PAYLOAD_BYTES = 7999
 # Every notification wakes every listener and commits under one lock of the database: at a
@@ -116,14 +113,16 @@ class Notifications:
 
     async def _watch(self, connection: TimelyConnection) -> None:
         """Return when ``connection`` is of no use any more."""
+        # It hears nothing from a connection that died without a word, so it asks.
+        limits = self._database.limits
         gone = asyncio.Event()
         connection.add_termination_listener(lambda _: gone.set())
         while not connection.is_closed():
-            if await pause(self._clock, _KEEPALIVE_SECONDS, gone):
+            if await pause(self._clock, limits.probe_every, gone):
                 return
             try:
-                await probe(connection, seconds=_PROBE_SECONDS)
-            except DatabaseUnavailableError:
+                await probe(connection, seconds=limits.probe)
+            except LIBRARY_ERRORS:
                 return
 
     def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:

@@ -1,55 +1,34 @@
-"""The connection pool, and what becomes of it when the database goes away or moves.
+"""The database as the stores see it: statements and transactions that work or are unavailable.
 
-Its hard idea: a pool is thrown away whole at the first error that says its server is not the
-primary any more, and a new one is made beside it. Between the two callers are told at once.
+How connections are made, lost and made again is in ``lifeline``; here is what may be asked.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import asyncpg
 from pydantic import SecretStr
 
 from daemon.domain.clock import Clock, Entropy
-from daemon.domain.errors import DatabaseUnavailableError, StorageError
-from daemon.persistence.background import backoff, ended, pause, stop
-from daemon.persistence.dialing import (
-    DatabaseConnection,
-    Dialer,
-    TimelyConnection,
-    hang_up,
-    probe,
-)
-from daemon.persistence.unavailable import (
-    LIBRARY_ERRORS,
-    Severity,
-    classify,
-    is_conflict,
-    unavailable,
-)
+from daemon.domain.errors import DatabaseUnavailableError
+from daemon.persistence.background import backoff
+from daemon.persistence.dialing import DatabaseConnection, Dialer, Limits, TimelyConnection
+from daemon.persistence.lifeline import Lifeline, Prepare
+from daemon.persistence.unavailable import is_conflict
 
 __all__ = ["Database", "DatabaseConnection"]
 
 T = TypeVar("T")
-Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
-# How long a caller waits for a free connection, or for the end of a reconnect under way.
-_ACQUIRE_SECONDS = 5.0
-_PROBE_SECONDS = 5.0
-# Between statements of others; finds a server that hangs, or turned read-only, without traffic.
-_PROBE_EVERY = 10.0
-# A pool that was lost sooner than this was no success: the backoff goes on where it was.
-_STABLE_SECONDS = 5.0
-_RETIRE_SECONDS = 5.0
+_LIMITS = Limits()
 _CONFLICT_TRIES = 5
 
 
 class Database:
-    """The pool and its fate.
+    """A PostgreSQL primary, through a pool that survives its restarts and failovers.
 
     Every use raises ``DatabaseUnavailableError`` where the database cannot be used now: what
     was asked may or may not have happened. A statement fails within about 5 s when the server
@@ -72,65 +51,60 @@ class Database:
         clock: Clock,
         entropy: Entropy,
         on_state: Callable[[bool], None] = lambda _: None,
-        prepare: Callable[[DatabaseConnection], Awaitable[None]] | None = None,
+        prepare: Prepare | None = None,
         size: int = 10,
+        limits: Limits = _LIMITS,
     ) -> None:
-        self._dialer = Dialer(url)
+        self.limits = limits
         self._clock = clock
         self._entropy = entropy
-        self._on_state = on_state
-        self._prepare = prepare
-        self._size = size
-        self._pool: Pool | None = None
-        self._reason = "the database is not started"
-        self._reported: bool | None = None
-        self._lost = asyncio.Event()
-        self._up = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._settled.set()
-        self._supervisor: asyncio.Task[None] | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._dialer = Dialer(url, limits)
+        self._lifeline = Lifeline(
+            self._dialer,
+            clock=clock,
+            entropy=entropy,
+            on_state=on_state,
+            prepare=prepare,
+            size=size,
+        )
 
     @property
     def connected(self) -> bool:
         """Tell whether statements can be sent now, as far as is known."""
-        return self._pool is not None
+        return self._lifeline.connected
 
     @property
     def reason(self) -> str | None:
         """Return why it is not connected, in words safe to show; ``None`` while it is."""
-        return None if self.connected else self._reason
+        return self._lifeline.reason
 
     async def start(self) -> bool:
         """Try to connect once, keep trying in the background, and tell whether it is connected.
 
         Raises ``StorageError`` where trying again is pointless (URL, schema, keys).
         """
-        connected = await self._try_connect()
-        self._supervisor = asyncio.create_task(self._supervise(), name="database")
-        return connected
+        return await self._lifeline.start()
 
     async def wait_connected(self) -> None:
         """Return as soon as the database is connected."""
-        await self._up.wait()
+        await self._lifeline.wait_connected()
 
     async def wait_closed(self) -> None:
         """Return after ``close``; raise what ended the background work, if anything did.
 
         For the task group that owns the daemon's background: a dead supervisor ends it.
         """
-        await ended(self._supervisor)
+        await self._lifeline.wait_closed()
 
     async def close(self) -> None:
         """Give up all connections: those in use get 5 s to finish."""
-        await stop(self._supervisor)
-        if self._pool is not None:
-            self._discard(self._pool, "the database is closed")
-        self._settled.set()
-        await asyncio.gather(*self._retiring)
+        await self._lifeline.close()
 
     async def connect(self, **settings: str) -> TimelyConnection:
-        """Open a connection outside the pool (``hang_up`` closes it), e.g. for LISTEN."""
+        """Open a connection outside the pool (``hang_up`` closes it), e.g. for LISTEN.
+
+        ``settings`` are server settings of its session.
+        """
         return await self._dialer.connect(**settings)
 
     @asynccontextmanager
@@ -139,22 +113,13 @@ class Database:
 
         Only database work belongs inside: an ``OSError`` in there counts as the database's.
         """
-        if self._pool is None:
-            await self._wait_settled()
-        pool = self._pool
-        if pool is None:
-            raise DatabaseUnavailableError(self._reason)
-        with self._translated(pool):
-            connection = await _borrow(pool)
-            try:
-                yield connection
-            finally:
-                await pool.release(connection)
+        async with self._lifeline.lend() as connection:
+            yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[DatabaseConnection]:
         """Lend a connection within one transaction: left normally commits, by an error undoes."""
-        async with self.acquire() as connection, connection.transaction():
+        async with self._lifeline.lend() as connection, connection.transaction():
             yield connection
 
     async def idempotent(self, work: Callable[[DatabaseConnection], Awaitable[T]]) -> T:
@@ -198,145 +163,3 @@ class Database:
         """Run one statement for each row of arguments, all or none."""
         async with self.acquire() as session:
             await session.executemany(query, rows)
-
-    @contextmanager
-    def _translated(self, pool: Pool) -> Iterator[None]:
-        try:
-            yield
-        except LIBRARY_ERRORS as error:
-            severity = classify(error)
-            if severity is None:
-                raise
-            problem = unavailable(error)
-            if severity is Severity.LOST:
-                self._discard(pool, str(problem))
-            raise problem from error
-
-    async def _wait_settled(self) -> None:
-        try:
-            async with asyncio.timeout(_ACQUIRE_SECONDS):
-                await self._settled.wait()
-        except TimeoutError:
-            return
-
-    def _discard(self, pool: Pool, reason: str) -> None:
-        # An error on a connection of an older pool says nothing about the one in use.
-        if pool is not self._pool:
-            return
-        self._pool = None
-        self._reason = reason
-        self._settled.clear()
-        self._lost.set()
-        self._report()
-        task = asyncio.create_task(_retire(pool), name="retire database pool")
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-
-    def _report(self) -> None:
-        if self.connected:
-            self._up.set()
-        else:
-            self._up.clear()
-        if self._reported is not self.connected:
-            self._reported = self.connected
-            self._on_state(self.connected)
-
-    async def _supervise(self) -> None:
-        failures = 0 if self.connected else 1
-        while True:
-            if self.connected:
-                since = self._clock.boottime()
-                await self._watch()
-                stable = self._clock.boottime() - since >= _STABLE_SECONDS
-                failures = 0 if stable else failures + 1
-            if failures:
-                # Nobody should wait for a try that is not even under way.
-                self._settled.set()
-                await self._clock.sleep(backoff(failures - 1, self._entropy))
-            if not await self._try_connect():
-                failures += 1
-
-    async def _watch(self) -> None:
-        """Return when the pool is lost."""
-        while not await pause(self._clock, _PROBE_EVERY, self._lost):
-            pool = self._pool
-            if pool is None:
-                return
-            try:
-                async with self.acquire() as connection:
-                    await self._probe(pool, connection)
-            except DatabaseUnavailableError as error:
-                # No connection was free: that is a loss only where there is none at all.
-                if pool.get_size() == 0:
-                    self._discard(pool, str(error))
-
-    async def _probe(self, pool: Pool, connection: DatabaseConnection) -> None:
-        try:
-            await probe(connection, seconds=_PROBE_SECONDS)
-        except DatabaseUnavailableError as error:
-            self._discard(pool, str(error))
-            raise
-
-    async def _try_connect(self) -> bool:
-        try:
-            pool = await self._establish()
-        except DatabaseUnavailableError as error:
-            self._reason = str(error)
-        except StorageError as error:
-            self._reason = str(error)
-            self._settled.set()
-            self._report()
-            raise
-        else:
-            self._lost.clear()
-            self._pool = pool
-        self._settled.set()
-        self._report()
-        return self.connected
-
-    async def _establish(self) -> Pool:
-        try:
-            if self._prepare is not None:
-                connection = await self._dialer.dial()
-                try:
-                    await self._prepare(connection)
-                finally:
-                    await hang_up(connection)
-            return await asyncpg.create_pool(
-                connect=self._dial_for_pool,
-                connection_class=TimelyConnection,
-                reset=_keep_session,
-                init_size=1,
-                min_size=0,
-                max_size=self._size,
-            )
-        except LIBRARY_ERRORS as error:
-            # A mistake in ``prepare`` is not the database's absence, whatever its class.
-            if classify(error) is None:
-                raise
-            raise unavailable(error) from error
-
-    async def _dial_for_pool(self, *_: object, **__: object) -> TimelyConnection:
-        return await self._dialer.dial()
-
-
-async def _borrow(pool: Pool) -> asyncpg.pool.PoolConnectionProxy[asyncpg.Record]:
-    try:
-        return await pool.acquire(timeout=_ACQUIRE_SECONDS)
-    except TimeoutError as error:
-        raise DatabaseUnavailableError(
-            f"the database cannot be used right now: no connection was free for "
-            f"{_ACQUIRE_SECONDS:.0f} s"
-        ) from error
-
-
-async def _keep_session(_: object) -> None:
-    """Stand in for asyncpg's reset statement. An open transaction is rolled back before it."""
-
-
-async def _retire(pool: Pool) -> None:
-    try:
-        async with asyncio.timeout(_RETIRE_SECONDS):
-            await pool.close()
-    except LIBRARY_ERRORS:
-        pool.terminate()

@@ -123,7 +123,7 @@ WITH aside AS (
     UPDATE refresh_schedule SET state = 'idle', attempt = NULL, due_at = $2, failures = failures + 1
     WHERE connection_id = $1
 )
-UPDATE connections SET status = 'failing', last_error = $3::jsonb, updated_at = now()
+UPDATE connections SET status = 'failing', last_error = $3::text::jsonb, updated_at = now()
 WHERE id = $1
 """
 

@@ -36,6 +36,7 @@ _CONFLICT = (
 )
 _BUSY = (
     "25P03",  # idle_in_transaction_session_timeout
+    "25P04",  # transaction_timeout
     "28",  # authorization: at connect only
     "3D000",  # the database does not exist: at connect only
     "40",  # other rollbacks, completion unknown included

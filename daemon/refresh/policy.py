@@ -15,10 +15,10 @@ from typing import assert_never
 
 from daemon.config.settings import Refresh
 from daemon.domain.claim import Abandoned, Claim, ClaimState, Settlement
-from daemon.domain.connection import Failure, Status
+from daemon.domain.connection import Connection, Failure, Status
 from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Provider, Rotation, RotationKind
-from daemon.domain.tokens import TokenSet
+from daemon.domain.tokens import CurrentToken, TokenSet
 
 # A token that lives no longer than its margin would be refreshed for ever: the margin gives way
 # to half of the lifetime.
@@ -110,6 +110,22 @@ def received(
         scopes=before.scopes if granted.scopes is None else granted.scopes,
         issued_at=sent_at,
         expires_at=sent_at + timedelta(seconds=lifetime),
+    )
+
+
+def current_after(connection: Connection, tokens: TokenSet) -> CurrentToken:
+    """Return what serving needs of a connection whose tokens were just stored."""
+    return CurrentToken(
+        connection=connection.id,
+        provider=connection.provider,
+        status=connection.status,
+        generation=tokens.generation,
+        access_token=tokens.access_token,
+        token_type=tokens.token_type,
+        scopes=tokens.scopes,
+        issued_at=tokens.issued_at,
+        expires_at=tokens.expires_at,
+        refreshable=tokens.refresh_token is not None,
     )
 
 

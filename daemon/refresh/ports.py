@@ -62,17 +62,18 @@ class Providers(Protocol):
     def get(self, name: str) -> Provider | None:
         """Return a provider as configured."""
 
-    async def resolve(self, name: str) -> Provider | Outcome:
-        """Return a provider with all endpoints known, or the outcome of not knowing them."""
-
 
 class RefreshSender(Protocol):
     """The door to token endpoints, for refreshing."""
 
     async def refresh(
-        self, provider: Provider, refresh_token: str, *, hard_timeout: float
+        self, provider: Provider, refresh_token: str, *, hard_timeout: float, send_by: float
     ) -> Outcome:
-        """Send one refresh request (RFC 6749 6); never raises for what a provider does."""
+        """Send one refresh request (RFC 6749 6); never raises for what a provider does.
+
+        ``hard_timeout`` is in seconds. ``send_by`` is a boot time after which nothing may be
+        sent any more: the outcome is then ``not_sent``.
+        """
 
 
 class Publisher(Protocol):

@@ -185,7 +185,8 @@ class Refresher:
 
     async def _attempt(self, claim: Claim) -> None:
         clock = self._ports.clock
-        send_by = clock.boottime() + _TIME_TO_STORE.total_seconds() / 2
+        # On boot time: a machine that was suspended after claiming must not send late.
+        send_by = clock.boottime() + claim.delay + _TIME_TO_STORE.total_seconds() / 2
         provider = self._ports.providers.get(claim.provider)
         began = clock.boottime()
         sent_at = clock.now()
@@ -197,21 +198,15 @@ class Refresher:
         else:
             await clock.sleep(claim.delay)
             began, sent_at = clock.boottime(), clock.now()
-            outcome = await self._send(claim, claim.tokens.refresh_token, send_by)
+            # The journal (a later issue) takes the raw reply inside the sender, before parsing.
+            outcome = await self._ports.sender.refresh(
+                provider,
+                claim.tokens.refresh_token,
+                hard_timeout=self._hard_timeout(),
+                send_by=send_by,
+            )
         sent = Sent(at=sent_at, duration=clock.boottime() - began)
         await self._conclude(claim, provider, outcome, sent=sent)
-
-    async def _send(self, claim: Claim, refresh_token: str, send_by: float) -> Outcome:
-        """Send once. The deadline runs on boot time: a suspended machine must not send late."""
-        provider = await self._ports.providers.resolve(claim.provider)
-        if isinstance(provider, Outcome):
-            return provider
-        if self._ports.clock.boottime() > send_by:
-            return _not_sent("This machine stood still for too long after claiming the refresh.")
-        # The journal (a later issue) takes the raw reply inside the sender, before it is parsed.
-        return await self._ports.sender.refresh(
-            provider, refresh_token, hard_timeout=self._hard_timeout()
-        )
 
     async def _conclude(
         self, claim: Claim, provider: Provider, outcome: Outcome, *, sent: Sent

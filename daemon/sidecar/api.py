@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
 
 from daemon.config.settings import Permission, Settings
 from daemon.domain.claimable import Wanted
@@ -21,24 +22,22 @@ from daemon.domain.tokens import TokenSet
 from daemon.oauth.authorization import Authorizer
 from daemon.persistence.connections import Filter, PostgresConnections
 from daemon.refresh.reading import TokenReader
-from daemon.refresh.refresher import Refresher
 from daemon.sidecar.access import Callers, Identity, unknown_connection
 from daemon.sidecar.bodies import read_json
 from daemon.sidecar.connection_body import (
     CreateRequest,
     connection_body,
     read_create_request,
+    read_return_url,
     rfc3339,
 )
 from daemon.sidecar.guard import Guard, connection_id_from
 from daemon.sidecar.listing import cursor_after, read_listing
 from daemon.sidecar.problems import error_middleware
 from daemon.sidecar.protocol import peer_uid
-from daemon.sidecar.return_url import is_allowed
 from daemon.sidecar.token_route import TokenRoute
 
 _IDENTITY = web.RequestKey("identity", Identity)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,6 @@ class ApiParts:
     token_route: TokenRoute
     connections: PostgresConnections
     reader: TokenReader
-    refresher: Refresher
     authorizer: Authorizer
     events: Events
     clock: Clock
@@ -82,7 +80,7 @@ def create_api_app(parts: ApiParts) -> web.Application:
     return app
 
 
-def _guarded(parts: ApiParts) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _guarded(parts: ApiParts) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         uid = peer_uid(request)
@@ -132,7 +130,8 @@ class _Api:
         stored = await self._parts.connections.get(connection_id)
         body = connection_body(stored or connection)
         if tokens is None:
-            body |= await self._connect_url(connection, identity, wanted.return_url)
+            ticket = await self._connect_url(connection, identity, wanted.return_url)
+            body["connect_url"] = ticket["connect_url"]
         return _json(body, status=201, headers={hdrs.LOCATION: f"/v1/connections/{connection_id}"})
 
     async def list(self, request: web.Request) -> web.Response:
@@ -154,7 +153,7 @@ class _Api:
         return _json(
             {
                 "connections": [connection_body(connection) for connection in shown],
-                "next_cursor": cursor_after(shown) if more else None,
+                "next_cursor": cursor_after(shown[-1]) if more else None,
             }
         )
 
@@ -166,23 +165,10 @@ class _Api:
         """``POST /v1/connections/{id}/authorize``."""
         connection = await self._one(request, Permission.MANAGE)
         self._provider_of(connection)
-        return_url = connection.return_url
-        if request.body_exists:
-            body = await read_json(request)
-            return_url = body.get("return_url", return_url)
-            if set(body) - {"return_url"}:
-                raise Problem(
-                    422, "invalid_request", "The only member is return_url; remove the others."
-                )
-        allowed = self._parts.settings().return_urls
-        if return_url is not None and not (
-            isinstance(return_url, str) and is_allowed(return_url, allowed)
-        ):
-            raise Problem(
-                422,
-                "invalid_request",
-                "return_url must match an entry of return_urls in tokenward's configuration.",
-            )
+        body = await read_json(request) if request.body_exists else {}
+        return_url = read_return_url(
+            body, default=connection.return_url, return_urls=self._parts.settings().return_urls
+        )
         return _json(await self._connect_url(connection, request[_IDENTITY], return_url))
 
     async def refresh(self, request: web.Request) -> web.Response:

@@ -90,6 +90,19 @@ class _Findings:
             self.add(member, message)
         return bool(good)
 
+    def raise_if_any(self) -> None:
+        """Raise a Problem that names all findings."""
+        if not self.errors:
+            return
+        raise Problem(
+            422,
+            "invalid_request",
+            "Correct the members named in errors and send the request again: "
+            + "; ".join(f"{e['member']} {e['message']}" for e in self.errors)
+            + ".",
+            errors=self.errors,
+        )
+
 
 def read_create_request(
     body: Mapping[str, Any],
@@ -121,15 +134,9 @@ def read_create_request(
     scopes = _scopes(body.get("scopes"), findings)
     metadata = _metadata(body.get("metadata"), findings)
     tokens = _tokens(body.get("tokens"), findings)
-    if findings.errors or provider is None:
-        raise Problem(
-            422,
-            "invalid_request",
-            "Correct the members named in errors and send the request again: "
-            + "; ".join(f"{e['member']} {e['message']}" for e in findings.errors)
-            + ".",
-            errors=findings.errors,
-        )
+    findings.raise_if_any()
+    if provider is None:
+        raise AssertionError("an unknown provider is a finding")
     return CreateRequest(
         provider=provider,
         id=wanted_id,
@@ -138,6 +145,27 @@ def read_create_request(
         return_url=return_url,
         tokens=tokens,
     )
+
+
+def read_return_url(
+    body: Mapping[str, Any], *, default: str | None, return_urls: Iterable[str]
+) -> str | None:
+    """Check a ``POST …/authorize`` body; its one member is ``return_url``.
+
+    Raises:
+        Problem: 422 ``invalid_request``.
+    """
+    wanted = body.get("return_url", default)
+    findings = _Findings()
+    for name in sorted(set(body) - {"return_url"}):
+        findings.add(name[:64], "is not a member; there is return_url")
+    findings.unless(
+        wanted is None or (isinstance(wanted, str) and is_allowed(wanted, return_urls)),
+        "return_url",
+        "must match an entry of return_urls in tokenward's configuration",
+    )
+    findings.raise_if_any()
+    return None if wanted is None else str(wanted)
 
 
 def _provider(

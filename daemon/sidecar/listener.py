@@ -66,12 +66,7 @@ class Listener:
             ConfigurationError: a place cannot be listened at. Nothing is left open then.
         """
         try:
-            await self._runner.setup()
-            server = self._runner.server
-            if server is None:
-                raise RuntimeError("aiohttp made no server")
-            if self._before_router is not None:
-                server.request_handler = _asking_first(self._before_router, server.request_handler)
+            server = await self._application_server()
             if address is not None:
                 await self._listen(server, address)
             if unix_socket is not None:
@@ -115,6 +110,15 @@ class Listener:
     def connections(self) -> int:
         """Return how many connections are open."""
         return len(self._room.open)
+
+    async def _application_server(self) -> web.Server:
+        await self._runner.setup()
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("aiohttp made no server for the application")
+        if self._before_router is not None:
+            server.request_handler = _asking_first(self._before_router, server.request_handler)
+        return server
 
     async def _listen(self, server: web.Server, address: Address) -> None:
         try:

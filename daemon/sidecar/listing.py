@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,8 +13,10 @@ from daemon.domain.errors import Problem
 
 _DEFAULT_LIMIT = 100
 _LARGEST_LIMIT = 1000
+_TOO_MANY_DIGITS = 10
 _NAMES = {"provider", "status", "q", "limit", "cursor"}
 _METADATA = "metadata."
+_BAD_CURSOR = "cursor is the next_cursor of an earlier page, unchanged."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +58,8 @@ def read_listing(query: MultiMapping[str]) -> Listing:
     )
 
 
-def cursor_after(page: Iterable[Connection]) -> str | None:
-    """Return the cursor of what follows ``page``; ``None`` after an empty one."""
-    last = None
-    for last in page:
-        pass
-    if last is None:
-        return None
+def cursor_after(last: Connection) -> str:
+    """Return the cursor of what follows ``last``."""
     text = f"{last.created_at.isoformat()} {last.id}"
     return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
 
@@ -71,7 +67,7 @@ def cursor_after(page: Iterable[Connection]) -> str | None:
 def _limit(text: str | None) -> int:
     if text is None:
         return _DEFAULT_LIMIT
-    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text)):
+    if not (text.isascii() and text.isdigit() and len(text) < _TOO_MANY_DIGITS and int(text) >= 1):
         raise _bad(f"limit is a number from 1 to {_LARGEST_LIMIT}.")
     return min(int(text), _LARGEST_LIMIT)
 
@@ -83,10 +79,10 @@ def _position(cursor: str | None) -> tuple[datetime, str] | None:
         padded = cursor + "=" * (-len(cursor) % 4)
         moment, _, connection_id = base64.urlsafe_b64decode(padded).decode().partition(" ")
         position = datetime.fromisoformat(moment)
-        if position.tzinfo is None or not connection_id or "\0" in connection_id:
-            raise ValueError("incomplete")
     except ValueError as error:
-        raise _bad("cursor is the next_cursor of an earlier page, unchanged.") from error
+        raise _bad(_BAD_CURSOR) from error
+    if position.tzinfo is None or not connection_id or "\0" in connection_id:
+        raise _bad(_BAD_CURSOR)
     return position, connection_id
 
 

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from daemon.domain.clock import Entropy
 from daemon.domain.errors import Problem
-from daemon.sidecar.problems import Handler, error_middleware
+from daemon.sidecar.problems import error_middleware
 
 _ROUTES = "This listener has /metrics, /startup, /readiness and /liveness, and nothing else."
 

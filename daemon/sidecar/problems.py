@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import orjson
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
 
 from daemon.domain.clock import Entropy
 from daemon.domain.errors import DatabaseUnavailableError, Problem
@@ -48,9 +49,6 @@ _TITLES: Mapping[str, str] = {
     "unknown_connection": "There is no such connection",
     "unsupported_media_type": "The body has the wrong type",
 }
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 
 def problem_response(problem: Problem) -> web.Response:

@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from daemon.domain.authorization import AuthorizationStore, Ticket
 from daemon.domain.clock import Clock, Entropy
 from daemon.domain.connection import Connection, Status
-from daemon.domain.errors import StorageError, TokenwardError
+from daemon.domain.errors import DiscoveryError
 from daemon.domain.provider import Provider
 from daemon.oauth.authorization import Authorizer, fingerprint, is_secret
 from daemon.oauth.authorization_errors import AuthorizationFailures, Failed, Fault
@@ -190,12 +190,8 @@ class _Views:
             location = await self._parts.authorizer.begin(
                 started.ticket, started.connection, started.provider, binding
             )
-        except StorageError:
-            raise
-        except TokenwardError:
-            return self._fail(Fault("provider_unavailable"), started)
-        if location is None:
-            return self._fail(Fault("provider_incomplete"), started)
+        except DiscoveryError as error:
+            return self._fail(Fault("provider_unavailable", detail=str(error)), started)
         response = see_other(location)
         response.headers.add(hdrs.SET_COOKIE, self._origin.set_cookie(binding))
         return response

@@ -21,7 +21,6 @@ from daemon.sidecar.guard import is_accepted_host
 from daemon.sidecar.pages import Asset, Notice, Pages
 from daemon.sidecar.problems import problem_of
 
-
 _NOTICES: Mapping[int, Notice] = MappingProxyType(
     {
         404: Notice(

@@ -31,6 +31,7 @@ _HEAD = (
 # A TTL beyond a year is a mistake in units, most likely milliseconds.
 _LARGEST_TTL = 366 * 24 * 3600
 _LARGEST_GENERATION = 2**63 - 1
+_MOST_DIGITS = 19
 
 
 class WholeResponse(web.StreamResponse):
@@ -172,7 +173,7 @@ def _whole(request: web.BaseRequest, name: str, largest: int, what: str) -> int 
     if not values:
         return None
     text = values[0]
-    if len(values) > 1 or not (text.isascii() and text.isdigit() and len(text) <= 19):
+    if len(values) > 1 or not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
         raise Problem(400, "bad_request", f"{name} takes {what}, once, as digits.")
     if int(text) > largest:
         raise Problem(400, "bad_request", f"{name} takes {what}, at most {largest}.")

@@ -124,6 +124,8 @@ class _DescriptorSink:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._is_torn = False
+        self._room = select.poll()
+        self._room.register(descriptor, select.POLLOUT)
 
     def write(self, text: str) -> None:
         data = memoryview(text.encode("utf-8", "backslashreplace"))
@@ -134,7 +136,7 @@ class _DescriptorSink:
                 written = os.write(self._descriptor, data)
             except BlockingIOError:
                 # Another process that shares the pipe has made it non-blocking.
-                select.select([], [self._descriptor], [])
+                self._room.poll()
                 continue
             # Set while a line is half out: if the rest fails, the next one starts on a new line.
             self._is_torn = data[written - 1] != ord("\n")

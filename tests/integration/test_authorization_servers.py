@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -226,13 +227,12 @@ async def test_oidc_state_file_survives_a_torn_line(
     assert state.stat().st_mode & 0o077 == 0
 
 
-async def test_oidc_client_secret_post(start_oidc_provider: StartOidc) -> None:
-    """A client registered for client_secret_post is refused with Basic and accepted with post."""
-    provider = start_oidc_provider(
-        token_endpoint_auth_method=ClientAuthentication.CLIENT_SECRET_POST
-    )
-    reply = await provider.connect()
-    assert (reply.status, reply.body["error"]) == (401, "invalid_client")
+async def test_oidc_public_client(start_oidc_provider: StartOidc) -> None:
+    """A client registered for `none` needs no secret, and each request tells what it used."""
+    provider = start_oidc_provider(token_endpoint_auth_method=ClientAuthentication.NONE)
+    assert (await provider.connect()).status == 200
+    (request,) = provider.events("token_request.received")
+    assert request.members["authentication"] == "none"
 
 
 def test_port_in_use_is_said(oidc_provider: OidcProvider) -> None:
@@ -259,13 +259,15 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb") as lifeline:
-        parent = subprocess.Popen(
+        parent = subprocess.Popen(  # noqa: S603 - our own interpreter
             [sys.executable, "-c", program, str(theirs)],
             cwd=Path(__file__).parents[2],
             pass_fds=[theirs],
         )
         os.close(theirs)
         assert parent.wait(timeout=60) == -signal.SIGKILL
+        readable, _, _ = select.select([lifeline], [], [], 30)
+        assert readable, "the server has outlived its parent"
         assert lifeline.read() == b""
 
 
@@ -293,6 +295,16 @@ async def test_django_rotates_and_refuses_reuse(start_django_toolkit: StartDjang
         digest(first.refresh_token): 2,
         digest(second.refresh_token): 1,
     }
+
+
+async def test_django_serves_many_at_once(start_django_toolkit: StartDjango) -> None:
+    """Concurrent refreshes of different grants all succeed, SQLite notwithstanding."""
+    provider = start_django_toolkit()
+    replies = [await provider.connect() for _ in range(8)]
+    refreshed = await asyncio.gather(
+        *(provider.client.refresh(reply.refresh_token) for reply in replies)
+    )
+    assert [reply.status for reply in refreshed] == [200] * 8
 
 
 async def test_django_reuse_protection_kills_the_family(start_django_toolkit: StartDjango) -> None:

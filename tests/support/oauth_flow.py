@@ -20,10 +20,13 @@ _MOST_STEPS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowClient:
-    """A registered client, able to run the code flow with PKCE (RFC 6749 4.1, RFC 7636)."""
+    """A registered client, able to run the code flow with PKCE (RFC 6749 4.1, RFC 7636).
+
+    With a secret it authenticates by client_secret_basic, without one by none.
+    """
 
     client_id: str
-    client_secret: str = field(repr=False)
+    client_secret: str | None = field(repr=False)
     redirect_uri: str
     authorization_endpoint: str
     token_endpoint: str
@@ -56,13 +59,23 @@ class FlowClient:
         return await self.token_request(grant_type="refresh_token", refresh_token=refresh_token)
 
     async def token_request(self, **form: str) -> Reply:
-        """Send a token request with client_secret_basic; cancel it to give up."""
-        return await post_form(self.token_endpoint, self.authentication, **form)
+        """Send a token request; cancel it to give up."""
+        return await self.post(self.token_endpoint, **form)
 
-    @property
-    def authentication(self) -> str:
-        """Return the Authorization header. Nothing in it needs the encoding of RFC 6749 2.3.1."""
-        return encode_basic_auth(self.client_id, self.client_secret)
+    async def post(self, url: str, **form: str) -> Reply:
+        """Send a form as this client and read the JSON reply; an empty one is ``{}``."""
+        headers = {}
+        if self.client_secret is None:
+            form["client_id"] = self.client_id
+        else:
+            # Nothing in our secrets needs the encoding of RFC 6749 2.3.1.
+            headers["Authorization"] = encode_basic_auth(self.client_id, self.client_secret)
+        async with (
+            ClientSession(headers=headers) as session,
+            session.post(url, data=form, allow_redirects=False) as response,
+        ):
+            body = await response.json(content_type=None) if await response.read() else {}
+            return Reply(response.status, body or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +154,6 @@ def form_of(page: str) -> tuple[str, dict[str, str]]:
 def query_of(url: str) -> dict[str, str]:
     """Return the query of a URL, one value for each name."""
     return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
-
-
-async def post_form(url: str, authentication: str, **form: str) -> Reply:
-    """Send a form with client credentials and read the JSON reply, empty bodies included."""
-    headers = {"Authorization": authentication}
-    async with (
-        ClientSession(headers=headers) as session,
-        session.post(url, data=form, allow_redirects=False) as response,
-    ):
-        body = await response.json(content_type=None) if await response.read() else {}
-        return Reply(response.status, body or {})
 
 
 class _FormParser(HTMLParser):

@@ -26,7 +26,6 @@ from tests.support.oauth_flow import (
     Reply,
     browser_session,
     click_through,
-    post_form,
 )
 from tests.support.server_events import EventLog
 
@@ -58,6 +57,8 @@ class OidcProvider:
             redirect_uris=tuple(redirect_uris),
             token_endpoint_auth_method=token_endpoint_auth_method,
         )
+        if token_endpoint_auth_method is ClientAuthentication.NONE:
+            client = replace(client, client_secret=None)
         settings = ServerSettings(
             clients=(client,),
             access_token_lifetime=access_token_lifetime,
@@ -87,9 +88,9 @@ class OidcProvider:
         return self._client.client_id
 
     @property
-    def client_secret(self) -> str:
-        """Return the client's secret."""
-        return str(self._client.client_secret)
+    def client_secret(self) -> str | None:
+        """Return the client's secret; ``None`` for a public client."""
+        return self._client.client_secret
 
     @property
     def client(self) -> FlowClient:
@@ -126,7 +127,7 @@ class OidcProvider:
     async def introspect(self, token: str) -> Reply:
         """Ask the server about a token (RFC 7662)."""
         url = f"{self.issuer}/token/introspection"
-        return await post_form(url, self.client.authentication, token=token)
+        return await self.client.post(url, token=token)
 
     async def is_active(self, token: str) -> bool:
         """Tell whether the server accepts a token now."""
@@ -135,7 +136,7 @@ class OidcProvider:
     async def revoke(self, token: str) -> Reply:
         """Revoke one token, as a client does (RFC 7009)."""
         url = f"{self.issuer}/token/revocation"
-        return await post_form(url, self.client.authentication, token=token)
+        return await self.client.post(url, token=token)
 
     def revoke_grants(self) -> int:
         """Withdraw every consent, as if each person had; return how many there were.

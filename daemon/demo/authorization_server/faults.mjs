@@ -75,7 +75,10 @@ export function tokenRequests(handle, faults) {
     }
     const form = new URLSearchParams(body.toString());
     emit('token_request.received', {
-      number, grant_type: form.get('grant_type'), refresh_token: digest(form.get('refresh_token')),
+      number,
+      grant_type: form.get('grant_type'),
+      refresh_token: digest(form.get('refresh_token')),
+      authentication: authentication(req, form),
     });
     // The provider takes a body that was read already from here.
     req.body = body;
@@ -122,6 +125,14 @@ function spoil(fault, req, res, content = '') {
       break;
     default: // hang: the client has to give up
   }
+}
+
+// The provider takes a secret by either way, whichever is registered: here the difference is seen.
+function authentication(req, form) {
+  if (req.headers.authorization !== undefined) {
+    return 'client_secret_basic';
+  }
+  return form.has('client_secret') ? 'client_secret_post' : 'none';
 }
 
 async function read(req) {

@@ -163,6 +163,6 @@ async def _run(
         process.wait()
     if process.returncode != 0:
         raise StorageError(
-            f"a PostgreSQL cluster cannot be made in {layout.root}: {complaint(layout, since=since)} "
-            f"(more in {layout.log})"
+            f"a PostgreSQL cluster cannot be made in {layout.root}: "
+            f"{complaint(layout, since=since)} (more in {layout.log})"
         )

@@ -138,11 +138,11 @@ def _send(number: signal.Signals, pids: Sequence[int]) -> None:
 
 
 def _command_lines() -> Iterator[tuple[int, bytes]]:
-    for entry in os.scandir("/proc"):
+    for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            command_line = Path(entry.path, "cmdline").read_bytes()
+            command_line = (entry / "cmdline").read_bytes()
         except OSError:  # It has ended meanwhile, or is hidden from us.
             continue
         if command_line:

@@ -122,7 +122,8 @@ class EmbeddedPostgres:
             return self.url()
         self._wanted = True
         try:
-            self._lock = lock_state(self._layout)
+            if self._lock is None:
+                self._lock = lock_state(self._layout)
             await self._prepare()
             self._spawn()
             await self._ready()
@@ -138,7 +139,10 @@ class EmbeddedPostgres:
         return self.url()
 
     async def stop(self) -> None:
-        """End the server: fast, then immediately, then by force, 30 s in all. May be repeated."""
+        """End the server: fast, then immediately, then by force, 30 s in all. May be repeated.
+
+        Cancel ``watch`` first where the state directory is to be used by somebody else at once.
+        """
         self._wanted = False
         try:
             await self._end_process()

@@ -22,7 +22,6 @@ from tests.support.oauth_flow import (
     Reply,
     browser_session,
     click_through,
-    post_form,
 )
 from tests.support.oidc_provider import REDIRECT_URI
 from tests.support.server_events import EventLog
@@ -147,7 +146,7 @@ class DjangoToolkit:
 
     async def introspect(self, token: str) -> Reply:
         """Ask the server about a token (RFC 7662)."""
-        return await post_form(self.introspection_endpoint, self.client.authentication, token=token)
+        return await self.client.post(self.introspection_endpoint, token=token)
 
     async def is_active(self, token: str) -> bool:
         """Tell whether the server accepts a token now."""

@@ -39,7 +39,7 @@ def main() -> None:
     wanted = json.loads(sys.stdin.readline())
     _configure(wanted)
     application = _application()
-    call_command("migrate", verbosity=0, interactive=False)
+    call_command("migrate", run_syncdb=True, verbosity=0, interactive=False)
     _add_client_and_user(wanted)
     with make_server(
         "127.0.0.1", wanted["port"], _counted(application), _ThreadingServer, _QuietHandler
@@ -59,6 +59,8 @@ def _configure(wanted: dict[str, Any]) -> None:
         ALLOWED_HOSTS=["127.0.0.1", "localhost"],
         ROOT_URLCONF=__name__,
         USE_TZ=True,
+        # Tables straight from the models: the history of migrations would cost a second a start.
+        MIGRATION_MODULES=dict.fromkeys(("auth", "contenttypes", "sessions", "oauth2_provider")),
         STATIC_URL="/static/",
         LOGIN_URL="/login/",
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",

@@ -1,0 +1,332 @@
+"""Builds the parts and joins them. No part starts anything here; ``lifecycle`` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from daemon import __version__
+from daemon.catalog.discovery import Discovery
+from daemon.config.settings import Settings
+from daemon.domain.clock import Clock, Entropy
+from daemon.domain.connection import Connection
+from daemon.domain.provider import Provider
+from daemon.domain.tokens import TokenSet
+from daemon.oauth.authorization import Authorizer
+from daemon.oauth.authorization_errors import AuthorizationFailures
+from daemon.oauth.outbound import Outbound
+from daemon.oauth.redirection import Learning, Redirection
+from daemon.oauth.token_endpoint import TokenEndpoint
+from daemon.persistence import keyring as keyrings
+from daemon.persistence import migrations
+from daemon.persistence.authorizations import PostgresAuthorizations
+from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.notifications import Notifications, Notifier
+from daemon.persistence.postgres import Database, DatabaseConnection
+from daemon.persistence.refreshes import PostgresRefreshes
+from daemon.refresh import policy
+from daemon.refresh.cache import TokenCache
+from daemon.refresh.follower import Follower
+from daemon.refresh.reading import TokenReader
+from daemon.refresh.refresher import Ports, Refresher
+from daemon.refresh.scheduler import Scheduler, Sweep
+from daemon.refresh.sending import RefreshRequests
+from daemon.refresh.slots import Slots
+from daemon.sidecar.access import Callers
+from daemon.sidecar.api import ApiParts, create_api_app
+from daemon.sidecar.guard import Guard
+from daemon.sidecar.listener import Listener
+from daemon.sidecar.ops import create_ops_app
+from daemon.sidecar.public import PublicParts, create_public_app
+from daemon.sidecar.token_route import TokenRoute
+from daemon.telemetry.events import TelemetryEvents
+from daemon.telemetry.metrics import Metrics
+from daemon.telemetry.token_reads import TokenReads
+from daemon.wiring.configuration import Configuration
+from daemon.wiring.health import DaemonHealth
+from daemon.wiring.housekeeping import Housekeeping
+from daemon.wiring.tasks import Uncut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What the daemon receives from outside: time and chance."""
+
+    clock: Clock
+    entropy: Entropy
+
+    def chance(self) -> float:
+        """Return a number in [0, 1)."""
+        return int.from_bytes(self.entropy(6), "big") / 2**48
+
+
+class Storage:
+    """The database with everything that reads and writes it."""
+
+    def __init__(
+        self, url: SecretStr, keyring: keyrings.Keyring, world: World, metrics: Metrics
+    ) -> None:
+        self.cipher = TokenCipher(keyring.keys, entropy=world.entropy)
+        self._keyring = keyring
+        self._clock = world.clock
+        self.database = Database(
+            url,
+            clock=world.clock,
+            entropy=world.entropy,
+            on_state=lambda up: metrics.set_database_up(is_up=up),
+            prepare=self._prepare,
+        )
+        self.connections = PostgresConnections(self.database, self.cipher)
+        self.refreshes = PostgresRefreshes(self.database, self.cipher)
+        self.authorizations = PostgresAuthorizations(
+            self.database, self.cipher, self.connections, world.clock
+        )
+
+    async def _prepare(self, connection: DatabaseConnection) -> None:
+        """Bring a database that was just reached to this version, and check the keys."""
+        await migrations.migrate(connection, migrations.bundled(), clock=self._clock)
+        await keyrings.verify(connection, self._keyring, self.cipher)
+
+
+class Telemetry:
+    """Metrics and events on one registry."""
+
+    def __init__(self, configuration: Configuration, world: World) -> None:
+        self.registry = CollectorRegistry()
+        names = list(configuration.settings.providers)
+        self.metrics = Metrics(
+            self.registry, providers=names, clock=world.clock, version=__version__
+        )
+        self.reads = TokenReads(self.registry, providers=names)
+        self.events = TelemetryEvents(self.metrics)
+
+
+class Refreshing:
+    """The refresh protocol, its cache, and what keeps both true."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        storage: Storage,
+        outbound: Outbound,
+        telemetry: Telemetry,
+        world: World,
+    ) -> None:
+        self.owner = world.entropy(9).hex()
+        clock, entropy = world.clock, world.entropy
+        self.cache = TokenCache()
+        self.notifier = Notifier(storage.database, clock=clock, entropy=entropy)
+        self.discovery = Discovery(session=outbound, clock=clock)
+        self.token_endpoint = TokenEndpoint(session=outbound, clock=clock)
+        self.slots = Slots(
+            total=lambda: configuration.settings.refresh.concurrency,
+            at_provider=configuration.concurrency_of,
+        )
+        self.refresher = Refresher(
+            Ports(
+                store=storage.refreshes,
+                tokens=storage.connections,
+                providers=configuration,
+                sender=RefreshRequests(
+                    self.token_endpoint,
+                    self.discovery,
+                    in_flight=telemetry.metrics.refresh_in_flight,
+                ),
+                publisher=self,
+                events=telemetry.events,
+                clock=clock,
+                chance=world.chance,
+            ),
+            cache=self.cache,
+            slots=self.slots,
+            settings=lambda: configuration.settings.refresh,
+            owner=self.owner,
+            on_schedule=self._expect,
+        )
+        self.scheduler = Scheduler(
+            Sweep(
+                store=storage.refreshes,
+                publisher=self,
+                clock=clock,
+                chance=world.chance,
+                owner=self.owner,
+            ),
+            refresher=self.refresher,
+            slots=self.slots,
+            providers=configuration.providers,
+        )
+        self.follower = Follower(
+            self.cache,
+            storage.connections,
+            clock=clock,
+            listening=lambda: self.notifications.up,
+        )
+        self.notifications = Notifications(
+            storage.database,
+            clock=clock,
+            entropy=entropy,
+            on_state=lambda up: telemetry.metrics.set_notification_listener_up(is_up=up),
+            on_listening=self.follower.doubt_everything,
+        )
+        self.notifications.subscribe(self._hear)
+        self.reader = TokenReader(
+            self.cache,
+            self.refresher,
+            configuration,
+            clock=clock,
+            settings=lambda: configuration.settings.refresh,
+        )
+
+    def publish(self, connection_id: str) -> None:
+        """Tell the other replicas that a connection changed."""
+        self.notifier.publish(f"{self.owner} {connection_id}")
+
+    def _expect(self, seconds: float) -> None:
+        self.scheduler.expect(seconds)
+
+    def _hear(self, item: str) -> None:
+        owner, _, connection_id = item.partition(" ")
+        if owner != self.owner:
+            self.follower.hear(connection_id)
+
+
+class Daemon:
+    """All parts, joined."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        callers: Callers,
+        outbound: Outbound,
+        storage: Storage,
+        telemetry: Telemetry,
+        world: World,
+    ) -> None:
+        self.configuration = configuration
+        self.callers = callers
+        self.storage = storage
+        self.telemetry = telemetry
+        self.uncut = Uncut()
+        self.world = world
+        self.refreshing = Refreshing(
+            configuration, storage=storage, outbound=outbound, telemetry=telemetry, world=world
+        )
+        self.health = DaemonHealth(
+            cached=lambda: len(self.refreshing.cache), database=lambda: storage.database.reason
+        )
+        self.housekeeping = Housekeeping(
+            connections=storage.connections,
+            refreshes=storage.refreshes,
+            authorizations=storage.authorizations,
+            discovery=self.refreshing.discovery,
+            cache=self.refreshing.cache,
+            metrics=telemetry.metrics,
+            clock=world.clock,
+        )
+        self._authorizer = Authorizer(
+            store=storage.authorizations,
+            resolver=self.refreshing.discovery,
+            public_url=self.settings.public_url,
+            clock=world.clock,
+            entropy=world.entropy,
+        )
+        self.api = self._api_listener()
+        self.public = self._public_listener()
+        self.ops = Listener(
+            create_ops_app(registry=telemetry.registry, health=self.health, entropy=world.entropy),
+            name="ops",
+            entropy=world.entropy,
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """Return the settings in force."""
+        return self.configuration.settings
+
+    def plan(self, tokens: TokenSet, connection_id: str) -> datetime | None:
+        """Return when tokens are due for a refresh."""
+        return policy.due_at(tokens, connection_id, self.settings.refresh)
+
+    def _api_listener(self) -> Listener:
+        refreshing, world = self.refreshing, self.world
+        guard = Guard()
+        route = TokenRoute(
+            callers=self.callers,
+            guard=guard,
+            cache=refreshing.cache,
+            reader=refreshing.reader,
+            reads=self.telemetry.reads,
+            clock=world.clock,
+        )
+        parts = ApiParts(
+            settings=lambda: self.settings,
+            callers=self.callers,
+            guard=guard,
+            token_route=route,
+            connections=self.storage.connections,
+            reader=refreshing.reader,
+            authorizer=self._authorizer,
+            events=self.telemetry.events,
+            clock=world.clock,
+            entropy=world.entropy,
+            plan=self.plan,
+            expect=refreshing.scheduler.expect,
+        )
+        return Listener(
+            create_api_app(parts),
+            name="api",
+            entropy=world.entropy,
+            before_router=route.before_router,
+        )
+
+    def _public_listener(self) -> Listener:
+        world, refreshing = self.world, self.refreshing
+        failures = AuthorizationFailures(events=self.telemetry.events, entropy=world.entropy)
+        redirection = Redirection(
+            store=self.storage.authorizations,
+            providers=self.configuration.get,
+            resolver=refreshing.discovery,
+            token_endpoint=refreshing.token_endpoint,
+            learning=Learning(
+                plan=self._plan_first,
+                authorized=self._authorized,
+                default_lifetime=lambda: self.settings.refresh.default_lifetime,
+            ),
+            failures=failures,
+            events=self.telemetry.events,
+            clock=world.clock,
+            spawn=self.uncut,
+        )
+        parts = PublicParts(
+            public_url=self.settings.public_url,
+            store=self.storage.authorizations,
+            authorizer=self._authorizer,
+            redirection=redirection,
+            failures=failures,
+            providers=self.configuration.get,
+            return_urls=lambda: self.settings.return_urls,
+            clock=world.clock,
+            entropy=world.entropy,
+        )
+        return Listener(create_public_app(parts), name="public", entropy=world.entropy)
+
+    def _plan_first(
+        self, tokens: TokenSet, provider: Provider, connection_id: str
+    ) -> datetime | None:
+        del provider
+        return self.plan(tokens, connection_id)
+
+    def _authorized(self, connection: Connection, tokens: TokenSet) -> None:
+        """Let this process and the others know of a new grant."""
+        self.refreshing.cache.put(policy.current_after(connection, tokens))
+        self.refreshing.publish(connection.id)
+        due_at = self.plan(tokens, connection.id)
+        if due_at is not None:
+            seconds = (due_at - self.world.clock.now()).total_seconds()
+            self.refreshing.scheduler.expect(seconds)

@@ -1,0 +1,118 @@
+"""What runs every so often, woken up by APScheduler.
+
+Nothing here may be a refresh: APScheduler's ``shutdown`` cancels what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC
+from functools import partial
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from daemon.catalog.discovery import Discovery
+from daemon.domain.clock import Clock
+from daemon.domain.connection import Status
+from daemon.domain.errors import DatabaseUnavailableError
+from daemon.persistence.authorizations import PostgresAuthorizations
+from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.refreshes import PostgresRefreshes
+from daemon.refresh.cache import TokenCache
+from daemon.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+# Gauges are as old as this at a scrape; Prometheus' own default interval is a minute.
+_GAUGES = 15
+# last_used_at is for people, who do not need it to the second; one statement for all connections.
+_USED = 30
+_PRUNE = 600
+_METADATA = 3600
+
+
+class Housekeeping:
+    """The periodic jobs of one process."""
+
+    def __init__(
+        self,
+        *,
+        connections: PostgresConnections,
+        refreshes: PostgresRefreshes,
+        authorizations: PostgresAuthorizations,
+        discovery: Discovery,
+        cache: TokenCache,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._connections = connections
+        self._refreshes = refreshes
+        self._authorizations = authorizations
+        self._discovery = discovery
+        self._cache = cache
+        self._metrics = metrics
+        self._clock = clock
+        self._scheduler = AsyncIOScheduler(timezone=UTC)
+
+    def start(self) -> None:
+        """Begin; the gauges are set at once."""
+        jobs: dict[Callable[[], Awaitable[None]], int] = {
+            self.set_gauges: _GAUGES,
+            self.remember_use: _USED,
+            self.prune: _PRUNE,
+            self.refresh_metadata: _METADATA,
+        }
+        for job, seconds in jobs.items():
+            # A job that was late (a suspended machine) runs once, not as often as it was missed.
+            self._scheduler.add_job(
+                partial(_quietly, job),
+                "interval",
+                seconds=seconds,
+                misfire_grace_time=None,
+                coalesce=True,
+                max_instances=1,
+            )
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Start no more jobs."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+
+    async def set_gauges(self) -> None:
+        """Count connections and what is due."""
+        now = self._clock.now()
+        census = await self._connections.census(now=now)
+        self._metrics.set_connections(
+            {(name, Status(status)): count for (name, status), count in census.connections.items()}
+        )
+        self._metrics.set_expired_connections(census.expired)
+        self._metrics.set_soonest_expiry(
+            {name: moment for name, moment in census.soonest.items() if moment is not None}
+        )
+        self._metrics.set_refreshes_due(await self._refreshes.count_due(now=now))
+
+    async def remember_use(self) -> None:
+        """Write down which connections were used."""
+        used = self._cache.take_used()
+        if used:
+            now = self._clock.now()
+            await self._connections.mark_used(dict.fromkeys(used, now))
+
+    async def prune(self) -> None:
+        """Remove expired tickets and transactions."""
+        await self._authorizations.prune(now=self._clock.now())
+
+    async def refresh_metadata(self) -> None:
+        """Fetch providers' metadata again; what is known stays in force where that fails."""
+        for issuer, error in (await self._discovery.refresh()).items():
+            log.warning("metadata_not_refreshed", issuer=issuer, error=str(error))
+
+
+async def _quietly(job: Callable[[], Awaitable[None]]) -> None:
+    """Run a job that may be missed while the database is away."""
+    try:
+        await job()
+    except DatabaseUnavailableError:
+        return

@@ -1,0 +1,100 @@
+"""SIGHUP: the configuration is read again; a bad one changes nothing and is logged whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from daemon.config.reload import Changes, changes
+from daemon.config.settings import Caller, Settings
+from daemon.domain.clock import Entropy
+from daemon.domain.errors import ConfigurationError, DatabaseUnavailableError, Finding
+from daemon.sidecar.access import ensure_api_key
+from daemon.telemetry.logs import LogPipeline
+from daemon.wiring.assembly import Daemon
+
+log = structlog.get_logger()
+
+
+def callers_of(settings: Settings, entropy: Entropy) -> tuple[Caller, ...]:
+    """Return the configured callers, or the one of ``{state_dir}/api.key`` where there is none.
+
+    Raises:
+        ConfigurationError: the key file cannot be made or read.
+    """
+    if settings.callers:
+        return settings.callers
+    caller, path = ensure_api_key(settings.state_dir, entropy)
+    log.info("api_key_in_use", path=str(path))
+    return (caller,)
+
+
+class Reloading:
+    """Applies a configuration that was read again."""
+
+    def __init__(
+        self, daemon: Daemon, *, logs: LogPipeline, load: Callable[[], Settings] | None
+    ) -> None:
+        self._daemon = daemon
+        self._logs = logs
+        self._load = load
+        self._task: asyncio.Task[None] | None = None
+
+    def request(self) -> None:
+        """Reload soon; a request while one runs is dropped."""
+        if self._load is not None and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._reload(self._load), name="reload")
+
+    async def _reload(self, load: Callable[[], Settings]) -> None:
+        try:
+            found = changes(self._daemon.settings, load())
+            await self._refuse_orphans(found)
+            callers = callers_of(found.settings, self._daemon.world.entropy)
+        except ConfigurationError as error:
+            for finding in error.findings:
+                log.warning("configuration_rejected", path=finding.path, detail=finding.message)
+            return
+        except DatabaseUnavailableError as error:
+            log.warning("configuration_rejected", path="", detail=f"{error}; nothing was changed")
+            return
+        await self._apply(found, callers)
+
+    async def _refuse_orphans(self, found: Changes) -> None:
+        """Raise where a provider would go whose connections hold tokens."""
+        if not found.removed_providers:
+            return
+        in_use = await self._daemon.storage.connections.providers_in_use()
+        findings = [
+            Finding(
+                f"providers.{name}",
+                f"is gone from the configuration, but {in_use[name]} connections use it; "
+                "disconnect them first, or restart to go on without it",
+            )
+            for name in found.removed_providers
+            if in_use.get(name)
+        ]
+        if findings:
+            raise ConfigurationError(findings)
+
+    async def _apply(self, found: Changes, callers: tuple[Caller, ...]) -> None:
+        daemon, settings = self._daemon, found.settings
+        daemon.configuration.settings = settings
+        daemon.callers.replace(callers, allowed_uids=settings.listen.api.allowed_uids)
+        self._logs.apply(settings.log)
+        daemon.telemetry.metrics.add_providers(settings.providers)
+        daemon.telemetry.reads.add_providers(settings.providers)
+        for finding in found.restart:
+            log.warning("configuration_needs_restart", path=finding.path, detail=finding.message)
+        for warning in settings.warnings:
+            log.warning("configuration_warning", detail=warning)
+        try:
+            await daemon.storage.refreshes.add_providers(list(settings.providers))
+            for path in found.applied:
+                if path.startswith("providers."):
+                    await daemon.storage.refreshes.reset_provider(path.split(".")[1])
+        except DatabaseUnavailableError:
+            log.warning("provider_state_not_reset")
+        daemon.refreshing.scheduler.wake()
+        log.info("configuration_reloaded", applied=list(found.applied))
