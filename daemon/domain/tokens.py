@@ -35,7 +35,8 @@ class CurrentToken:
     """What serving needs of a connection: its access token and its state, no refresh token.
 
     ``access_token`` is empty where there is none (not authorized yet, imported without one,
-    erased). ``failure`` is the last error's description while refreshing fails.
+    erased). ``failure`` is the last error's description while refreshing fails, ``retry_at`` when
+    it is tried again.
     """
 
     connection: str
@@ -49,3 +50,4 @@ class CurrentToken:
     expires_at: datetime | None
     refreshable: bool
     failure: str | None = None
+    retry_at: datetime | None = None

@@ -27,8 +27,9 @@ LEFT JOIN refresh_schedule s ON s.connection_id = c.id
 _CURRENT = """
 SELECT c.id, c.provider, c.status, c.last_error, c.created_at, t.generation, t.access_token,
        t.token_type, t.scopes, t.issued_at, t.expires_at,
-       t.refresh_token IS NOT NULL AS has_refresh_token
+       t.refresh_token IS NOT NULL AS has_refresh_token, s.due_at
 FROM connections c LEFT JOIN token_sets t ON t.connection_id = c.id
+LEFT JOIN refresh_schedule s ON s.connection_id = c.id
 """
 
 _INSERT = """

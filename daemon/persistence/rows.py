@@ -82,6 +82,7 @@ def current_token(row: Row, cipher: TokenCipher) -> CurrentToken:
         expires_at=row["expires_at"],
         refreshable=bool(row["has_refresh_token"]),
         failure=trouble or (row["last_error"]["description"] if failing else None),
+        retry_at=row["due_at"] if failing else None,
     )
 
 

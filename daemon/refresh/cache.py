@@ -36,6 +36,7 @@ class Entry:
         "issued_at",
         "provider",
         "refreshable",
+        "retry_at",
         "status",
         "tail",
         "used",
@@ -48,6 +49,7 @@ class Entry:
         self.generation = token.generation
         self.refreshable = token.refreshable
         self.failure = token.failure
+        self.retry_at = token.retry_at
         self.issued_at = token.issued_at.timestamp()
         self.expires_at = _good_until(token)
         self.used = False

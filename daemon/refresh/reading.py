@@ -144,7 +144,7 @@ class TokenReader:
         raise _unavailable(
             entry.connection,
             entry.failure or "The refresh has not succeeded yet.",
-            self._retry_after(refusal.retry_at if refusal else None),
+            self._retry_after(refusal.retry_at if refusal else entry.retry_at),
         )
 
     def _after(
@@ -169,7 +169,7 @@ class TokenReader:
         raise _unavailable(
             entry.connection,
             entry.failure or "Refreshing the token has not succeeded yet.",
-            self._retry_after(refusal.retry_at if refusal else None),
+            self._retry_after(refusal.retry_at if refusal else entry.retry_at),
         )
 
     async def _refresh_entry(self, entry: Entry) -> Refusal | None:

@@ -323,6 +323,7 @@ def _current(claim: Claim, settlement: Settlement, tokens: TokenSet) -> CurrentT
         expires_at=tokens.expires_at,
         refreshable=tokens.refresh_token is not None,
         failure=settlement.last_error.description if settlement.last_error else None,
+        retry_at=settlement.due_at if settlement.last_error else None,
     )
 
 

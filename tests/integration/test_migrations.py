@@ -20,7 +20,6 @@ CLOCK = HastyClock()
 FIRST = parse("0001_first.sql", b"-- major: 1\nCREATE TABLE a (id int); CREATE TABLE b (id int);")
 SECOND = parse("0002_second.sql", b"-- major: 1\nALTER TABLE a ADD COLUMN name text;")
 BROKEN = parse("0002_broken.sql", b"-- major: 1\nCREATE TABLE c (id int);\nSELECT 1/0;")
-NEWER = parse("0002_newer.sql", b"-- major: 2\nDROP TABLE a;")
 SLOW = parse("0001_slow.sql", b"-- major: 1\nSELECT pg_sleep(0.2); CREATE TABLE a (id int);")
 
 

@@ -176,7 +176,7 @@ class Flow:
         )
         self.redirection = Redirection(
             store=self.store,
-            providers=lambda name: dict(self.providers).get(name),
+            providers=self.providers.get,
             resolver=self.resolver,
             token_endpoint=self.token_endpoint,
             learning=Learning(

@@ -8,15 +8,16 @@ from datetime import datetime
 
 from daemon.domain.authorization import PendingAuthorization, Ticket
 from daemon.domain.connection import Connection, Status
-from daemon.domain.errors import DatabaseUnavailableError, StorageError
+from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.tokens import TokenSet
 
 
 class MemoryAuthorizations:
     """Port: AuthorizationStore. While ``is_away`` every method raises.
 
-    ``errors`` are raised first, one by each next call. ``interruptions`` makes the next so many calls of ``complete`` raise after they have stored,
-    as a connection does that is cut between commit and answer.
+    ``errors`` are raised first, one by each next call. ``interruptions`` makes the next so many
+    calls of ``complete`` raise after they have stored, as a connection does that is cut between
+    commit and answer.
     """
 
     def __init__(self, *connections: Connection) -> None:
@@ -26,7 +27,7 @@ class MemoryAuthorizations:
         self.tokens: dict[str, TokenSet] = {}
         self.due: dict[str, datetime | None] = {}
         self.is_away = False
-        self.errors: list[StorageError] = []
+        self.errors: list[Exception] = []
         self.interruptions = 0
         self.calls: list[str] = []
 

@@ -86,13 +86,25 @@ def _trials(
 ) -> Iterator[Trial]:
     known: list[Path] = []
     for identity in identities:
-        if root.stat().st_uid != identity.owner:
-            os.chown(root, identity.owner, identity.owner_group)
+        if (refusal := _give(root, identity)) is not None:
+            yield Trial(directory=root, identity=identity, major=None, complaint=refusal)
+            continue
         # The places are searched while the first identity is tried, no further than needed.
         for directory in known or directories:
             if identity is identities[0]:
                 known.append(directory)
             yield _try(directory, identity, root)
+
+
+def _give(root: Path, identity: Identity) -> str | None:
+    """Give ``root`` to the identity; return why that is refused, as to a root without its rights."""
+    if root.stat().st_uid == identity.owner:
+        return None
+    try:
+        os.chown(root, identity.owner, identity.owner_group)
+    except OSError as error:
+        return str(error.strerror)
+    return None
 
 
 def _try(directory: Path, identity: Identity, root: Path) -> Trial:

@@ -81,8 +81,8 @@ def test_whole_provider(desk: Desk) -> None:
         authorization_params: {access_type: offline, max_age: 3600, prompt: "",
         response_mode: form_post}, token_params: {x: y, scope: a}, refresh_params: {z: w},
         token_request_format: json, token_response: {access_token: authed_user.access_token,
-        scope: "join(' ', scopes[0:2])"}, default_lifetime: 2h, rotation: {grace: 30s}, concurrency: 2,
-        rate: 30/m
+        scope: "join(' ', scopes[0:2])"}, default_lifetime: 2h, rotation: {grace: 30s},
+        concurrency: 2, rate: 30/m
         """,
     )
     assert provider.issuer is None

@@ -44,7 +44,9 @@ def url_of(
     )
 
 
-RFC_7636_CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+RFC_7636_CHALLENGE = (
+    "code_challenge=E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM&code_challenge_method=S256"
+)
 BARE = Provider(name="bare", client_id="id")
 COMMON = (
     "response_type=code&client_id=id"
@@ -93,8 +95,7 @@ COMMON = (
         (
             # RFC 7636 appendix B
             url_of(BARE, verifier="dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"),
-            f"https://a.example/authorize?{COMMON}&code_challenge={RFC_7636_CHALLENGE}"
-            + "&code_challenge_method=S256",
+            f"https://a.example/authorize?{COMMON}&{RFC_7636_CHALLENGE}",
         ),
     ],
 )

@@ -1,0 +1,538 @@
+"""The public listener as browsers meet it: over a real socket, with the provider's part played."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from aiohttp import ClientResponse, ClientSession, CookieJar, web
+from yarl import URL
+
+from daemon.domain.connection import Status
+from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
+from daemon.oauth.authorization import fingerprint
+from daemon.sidecar.public import PublicParts, create_public_app
+from tests.support.authorization import ACME, ISSUER, PENDING, Flow, query_of
+
+CANARIES = (
+    "access-canary",
+    "refresh-canary",
+    "client-secret-canary",
+    "code-canary",
+    "<script>",
+    "evil.example",
+)
+
+
+@dataclass
+class Listener:
+    """The running listener and a browser that follows no redirect by itself."""
+
+    flow: Flow
+    browser: ClientSession
+    base: str
+    return_urls: list[str]
+
+    async def get(self, path: str, **options: Any) -> ClientResponse:
+        """GET a path as it stands, without any repair of its encoding."""
+        url = URL(path if path.startswith("http") else self.base + path, encoded=True)
+        return await self.browser.get(url, allow_redirects=False, **options)
+
+    async def post(self, path: str, **options: Any) -> ClientResponse:
+        """POST to a path."""
+        url = URL(path if path.startswith("http") else self.base + path, encoded=True)
+        return await self.browser.post(url, allow_redirects=False, **options)
+
+    async def started(self, *, return_url: str | None = None) -> str:
+        """Press Connect; return the state that the provider is given."""
+        pressed = await self.post(await self.flow.connect_url(return_url=return_url))
+        assert pressed.status == 303, await pressed.text()
+        return query_of(pressed.headers["Location"])["state"]
+
+    async def raw(self, request: bytes) -> bytes:
+        """Send bytes; return all that comes back."""
+        parts = urlsplit(self.base)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        with closing(writer):
+            writer.write(request)
+            return await asyncio.wait_for(reader.read(), 5)
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    """A listener on a free port of loopback, whose public URL names that port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        base = f"http://127.0.0.1:{server.getsockname()[1]}"
+        flow = Flow(public_url=base)
+        return_urls: list[str] = []
+        app = create_public_app(
+            PublicParts(
+                public_url=base,
+                store=flow.store,
+                authorizer=flow.authorizer,
+                redirection=flow.redirection,
+                failures=flow.failures,
+                providers=flow.providers.get,
+                return_urls=lambda: tuple(return_urls),
+                clock=flow.clock,
+                entropy=flow.entropy,
+            )
+        )
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, server).start()
+            async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
+                yield Listener(flow, browser, base, return_urls)
+        finally:
+            await runner.cleanup()
+
+
+async def page_of(response: ClientResponse, status: int) -> str:
+    """Return the text of a page, which must be whole, harmless and free of secrets."""
+    text = await response.text()
+    assert response.status == status, text
+    assert response.content_type == "text/html"
+    headers = response.headers
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert headers["Referrer-Policy"] in {"no-referrer", "same-origin"}
+    assert headers["Server"] == "tokenward"
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; style-src 'self'; img-src 'self' data:;")
+    assert "frame-ancestors 'none'" in policy
+    assert "base-uri 'none'" in policy
+    assert not any(name.lower().startswith("access-control") for name in headers)
+    for needed in ("<!doctype html>", '<html lang="en">', "<main", "<h1>", "<title>"):
+        assert needed in text
+    for forbidden in (*CANARIES, "<script", "style=", "onclick", "https://", "{{"):
+        assert forbidden not in text
+    return text
+
+
+async def test_connecting_from_the_first_page_to_the_last(listener: Listener) -> None:
+    """Page, button, provider, callback, completed: the way everybody goes."""
+    connect_url = await listener.flow.connect_url()
+
+    page = await page_of(await listener.get(connect_url), 200)
+    assert "billing" in page
+    assert "acme" in page
+    assert "auth.acme.example" in page
+    assert PENDING.id in page
+    assert all(f"<code>{scope}</code>" in page for scope in ("read", "write:all"))
+    assert urlsplit(connect_url).path not in page
+
+    pressed = await listener.post(connect_url)
+    assert pressed.status == 303
+    sent = query_of(pressed.headers["Location"])
+    assert pressed.headers["Location"].startswith(f"{ISSUER}/authorize?")
+    assert pressed.headers["Referrer-Policy"] == "no-referrer"
+    assert pressed.headers["Cache-Control"] == "no-store"
+
+    back = await listener.get(f"/callback?code=code-canary&state={sent['state']}&iss={ISSUER}")
+    assert back.status == 303
+    assert back.headers["Location"] == "/connect/completed"
+    assert back.headers["Cache-Control"] == "no-store"
+
+    done = await page_of(await listener.get("/connect/completed"), 200)
+    assert "Authorization completed" in done
+    assert listener.flow.store.connections[PENDING.id].status is Status.ACTIVE
+    again = await page_of(await listener.get(connect_url), 404)
+    assert "link_expired" in again
+
+
+async def test_the_connect_page_may_lead_its_form_anywhere_it_must(listener: Listener) -> None:
+    """Chromium holds redirects after a POST against form-action; a form needs a real Origin."""
+    response = await listener.get(await listener.flow.connect_url())
+
+    assert "form-action 'self' https: http:;" in response.headers["Content-Security-Policy"]
+    assert response.headers["Referrer-Policy"] == "same-origin"
+
+
+async def test_go_skips_the_page(listener: Listener) -> None:
+    """``?go=1`` starts at once, as another application's own button wants it."""
+    response = await listener.get(await listener.flow.connect_url() + "?go=1")
+
+    assert response.status == 303
+    assert response.headers["Location"].startswith(f"{ISSUER}/authorize?")
+    assert "tokenward" in response.cookies
+
+
+@pytest.mark.parametrize("query", ["?go=0", "?go=11", "?go", "?xgo=1"])
+async def test_anything_but_go_1_shows_the_page(listener: Listener, query: str) -> None:
+    """Only the promised word skips the page."""
+    await page_of(await listener.get(await listener.flow.connect_url() + query), 200)
+
+
+async def test_the_return_url_gets_the_outcome(listener: Listener) -> None:
+    """An allow-listed return URL is where a success ends."""
+    listener.return_urls.append("https://app.example/*")
+    state = await listener.started(return_url="https://app.example/done?x=1")
+
+    back = await listener.get(f"/callback?code=c&state={state}")
+
+    assert back.status == 303
+    assert back.headers["Location"] == (
+        "https://app.example/done?x=1&connection=acme-1&status=active"
+    )
+
+
+async def test_a_return_url_that_left_the_list_is_not_followed(listener: Listener) -> None:
+    """A reload of the configuration counts at once."""
+    state = await listener.started(return_url="https://app.example/done")
+
+    back = await listener.get(f"/callback?code=c&state={state}")
+
+    assert back.headers["Location"] == "/connect/completed"
+
+
+async def test_two_tabs_of_one_browser_both_arrive(listener: Listener) -> None:
+    """A browser keeps one binding value; only its hash is stored."""
+    first, second = await listener.started(), await listener.started()
+    bindings = {one.browser_hash for one in listener.flow.store.pending.values()}
+    (cookie,) = listener.browser.cookie_jar
+
+    assert bindings == {fingerprint(cookie.value)}
+    for state in (second, first):
+        assert (await listener.get(f"/callback?code=c&state={state}")).status == 303
+
+
+async def test_another_browser_cannot_finish(listener: Listener) -> None:
+    """A valid state without the cookie ends the transaction, and no code is sent."""
+    state = await listener.started()
+    listener.browser.cookie_jar.clear()
+
+    page = await page_of(await listener.get(f"/callback?code=code-canary&state={state}"), 400)
+
+    assert "other_browser" in page
+    assert listener.flow.token_endpoint.sent == []
+
+
+async def test_a_second_callback_is_told_that_it_is_over(listener: Listener) -> None:
+    """The same URL twice: one token request, and a page for whoever comes second."""
+    state = await listener.started()
+    await listener.get(f"/callback?code=c&state={state}")
+
+    page = await page_of(await listener.get(f"/callback?code=c&state={state}"), 400)
+
+    assert "unknown_state" in page
+    assert len(listener.flow.token_endpoint.sent) == 1
+
+
+async def test_a_refusal_is_explained_with_a_reference(listener: Listener) -> None:
+    """The provider's code, what it means, what to do, and a reference that the log has too."""
+    state = await listener.started()
+
+    page = await page_of(
+        await listener.get(
+            f"/callback?state={state}&error=access_denied"
+            "&error_description=%3Cscript%3Ealert(1)%3C/script%3E%0d%0aSet-Cookie:%20x=1"
+            "&error_uri=javascript:alert(1)//evil.example"
+        ),
+        400,
+    )
+
+    ((code, reference),) = listener.flow.events.failures
+    assert code == "access_denied"
+    assert reference in page
+    assert "access_denied" in page
+    assert "Access was not granted" in page
+    assert "What to do" in page
+    assert "alert" not in page
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "?",
+        "?code=c",
+        "?code=c&state=STATE&state=STATE",
+        "?code=a&code=b&state=STATE",
+        "?code=&state=STATE",
+        "?code[]=code-canary&state=STATE",
+        "?code=c&error=access_denied&state=STATE",
+        "?code=c&iss=https://a.example&iss=https://b.example&state=STATE",
+        "?code=%00&state=STATE",
+        "?code=%0d%0aX:1&state=STATE",
+        "?code=%zz&state=STATE",
+        "?code=%ED%A0%80&state=STATE",
+        "?code=c&state=%3Cscript%3E",
+        "?code=c&state=STATE&iss=https://evil.example",
+        "?error=%3Cscript%3E&state=STATE",
+    ],
+)
+async def test_a_bad_callback_is_a_page_and_never_a_token_request(
+    listener: Listener, query: str
+) -> None:
+    """Status 400, a reference, nothing of the request in the page, nothing sent."""
+    state = await listener.started()
+
+    await page_of(await listener.get("/callback" + query.replace("STATE", state)), 400)
+
+    assert len(listener.flow.events.failures) == 1
+    assert listener.flow.token_endpoint.sent == []
+
+
+async def test_every_bad_callback_looks_alike(listener: Listener) -> None:
+    """But for its reference, the page does not depend on what was sent."""
+    pages = {
+        (await (await listener.get(f"/callback?{query}")).text()).replace(
+            listener.flow.events.failures[-1][1], ""
+        )
+        for query in ("", "code=a", "state=b", "x=" + "y" * 3000, "error=%00")
+    }
+
+    assert len(pages) == 1
+
+
+async def test_a_query_beyond_all_bounds_is_refused(listener: Listener) -> None:
+    """64 KB of query get an answer of a few bytes, and nothing is looked up."""
+    calls = len(listener.flow.store.calls)
+
+    answer = await listener.raw(
+        b"GET /callback?code=" + b"c" * 65536 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    )
+
+    assert answer.startswith((b"HTTP/1.0 400", b"HTTP/1.1 4"))
+    assert len(answer) < 4096
+    assert len(listener.flow.store.calls) == calls
+
+
+async def test_a_form_post_becomes_a_get(listener: Listener) -> None:
+    """A cross-site POST brings no Lax cookie: it is answered with a redirect that does."""
+    state = await listener.started()
+    form = {"code": "a/b c", "state": state, "iss": ISSUER, "session_state": "x"}
+
+    posted = await listener.browser.post(
+        f"{listener.base}/callback",
+        data=form,
+        cookies={},
+        headers={"Origin": ISSUER, "Sec-Fetch-Site": "cross-site"},
+        allow_redirects=False,
+    )
+
+    assert posted.status == 303
+    location = posted.headers["Location"]
+    assert query_of(location) == {"code": "a/b c", "state": state, "iss": ISSUER}
+    assert location.startswith("/callback?")
+    assert listener.flow.token_endpoint.sent == []
+    assert (await listener.get(location)).headers["Location"] == "/connect/completed"
+    assert listener.flow.token_endpoint.sent[0][2].code == "a/b c"
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"data": b"code=a&code=b&state=" + b"s" * 43}, 400),
+        ({"data": b"code=\xff&state=" + b"s" * 43}, 400),
+        ({"data": b""}, 400),
+        ({"data": b"code=" + b"c" * 8300}, 413),
+        ({"json": {"code": "c"}}, 415),
+    ],
+)
+async def test_a_bad_form_post_is_a_page(
+    listener: Listener, options: dict[str, Any], status: int
+) -> None:
+    """What is no form of at most 8 KiB with one answer in it leads nowhere."""
+    if "data" in options:
+        options = {**options, "headers": {"Content-Type": "application/x-www-form-urlencoded"}}
+
+    await page_of(await listener.post("/callback", **options), status)
+
+
+@pytest.mark.parametrize("path", ["/callback", "/connect/" + "t" * 43, "/connect/completed"])
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
+async def test_other_methods_are_not_allowed(listener: Listener, path: str, method: str) -> None:
+    """405 with the methods that are, and no state is used up."""
+    response = await listener.browser.request(method, listener.base + path)
+
+    assert response.status == 405
+    assert "GET" in response.headers["Allow"]
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+async def test_a_foreign_page_cannot_press_connect(
+    listener: Listener, headers: dict[str, str]
+) -> None:
+    """403, no transaction, no cookie."""
+    response = await listener.post(await listener.flow.connect_url(), headers=headers)
+
+    page = await page_of(response, 403)
+    assert "cross_site_request" in page
+    assert listener.flow.store.pending == {}
+    assert not response.cookies
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 421),
+        ("evil.example:7421", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.", 421),
+        ("localhost", 200),
+        ("localhost:9999", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:7421", 200),
+    ],
+)
+async def test_only_our_own_names_are_answered_to(
+    listener: Listener, host: str, status: int
+) -> None:
+    """A name that merely resolves to us is somebody else's (DNS rebinding)."""
+    page = await page_of(await listener.get("/connect/completed", headers={"Host": host}), status)
+
+    assert host not in page or status == 200
+
+
+@pytest.mark.parametrize("ticket", ["x", "t" * 43, "%00", "..%2f..%2fetc", "%3Cscript%3E"])
+async def test_an_unknown_link_says_to_ask_for_a_new_one(listener: Listener, ticket: str) -> None:
+    """Expired, used, mistyped: one page, which does not repeat the link."""
+    page = await page_of(await listener.get(f"/connect/{ticket}"), 404)
+
+    assert "Ask for a new link" in page
+    assert ticket not in page or ticket == "x"
+
+
+async def test_a_link_expires_after_half_an_hour(listener: Listener) -> None:
+    """Neither the page nor the button works any longer."""
+    connect_url = await listener.flow.connect_url()
+    listener.flow.clock.turn(timedelta(minutes=30))
+
+    await page_of(await listener.get(connect_url), 404)
+    await page_of(await listener.post(connect_url), 404)
+
+
+async def test_a_link_works_again_until_the_connection_is_made(listener: Listener) -> None:
+    """Whoever declines or loses the way may press Connect once more."""
+    connect_url = await listener.flow.connect_url()
+    for _ in range(2):
+        assert (await listener.post(connect_url)).status == 303
+
+
+def database_away(flow: Flow) -> None:
+    """Take the database away."""
+    flow.store.is_away = True
+
+
+def metadata_away(flow: Flow) -> None:
+    """Make the provider's metadata unreadable."""
+    flow.resolver.is_away = True
+
+
+def unconfigured(flow: Flow) -> None:
+    """Remove the provider from the configuration."""
+    flow.providers.clear()
+
+
+def broken(flow: Flow) -> None:
+    """Plant a programming error whose text holds a secret."""
+    flow.store.errors = [ZeroDivisionError("code-canary")]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status", "code"),
+    [
+        (database_away, 503, "database_unavailable"),
+        (metadata_away, 503, "provider_unavailable"),
+        (unconfigured, 400, "provider_not_configured"),
+        (broken, 500, "internal_error"),
+    ],
+)
+async def test_trouble_here_is_a_page_too(
+    listener: Listener, trouble: Callable[[Flow], None], status: int, code: str
+) -> None:
+    """Whatever is wrong when Connect is pressed, the person reads what it is and what to do."""
+    connect_url = await listener.flow.connect_url()
+    trouble(listener.flow)
+
+    page = await page_of(await listener.post(connect_url), status)
+
+    assert code in page
+    assert "Reference" in page
+
+
+async def test_a_callback_survives_a_database_outage(listener: Listener) -> None:
+    """503 and nothing sent; reloading the page once the database is back completes it (K5)."""
+    state = await listener.started()
+    listener.flow.store.is_away = True
+
+    page = await page_of(await listener.get(f"/callback?code=c&state={state}"), 503)
+    listener.flow.store.is_away = False
+    reloaded = await listener.get(f"/callback?code=c&state={state}")
+
+    assert "reload this page" in page
+    assert reloaded.status == 303
+    assert len(listener.flow.token_endpoint.sent) == 1
+
+
+async def test_an_unclear_exchange_is_not_repeated(listener: Listener) -> None:
+    """The person is told to start again, which the same link allows."""
+    listener.flow.token_endpoint.outcome = Outcome(
+        kind=OutcomeKind.IN_DOUBT, reason=FailureReason.TIMEOUT
+    )
+    state = await listener.started()
+
+    page = await page_of(await listener.get(f"/callback?code=c&state={state}"), 400)
+
+    assert "exchange_in_doubt" in page
+    assert "connect again" in page
+    assert len(listener.flow.token_endpoint.sent) == 1
+
+
+async def test_names_are_escaped(listener: Listener) -> None:
+    """A caller, label or scope with markup in it is text."""
+    nasty = "<script>alert('x')</script>&\""
+    listener.flow.store.connections[PENDING.id] = replace(
+        PENDING, label=nasty, requested_scopes=(nasty,), status=Status.FAILING
+    )
+    _, url = await listener.flow.authorizer.issue_ticket(PENDING, caller=nasty, return_url=None)
+
+    page = await page_of(await listener.get(url), 200)
+
+    assert page.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;&#34;") >= 3
+    assert "Reconnect" in page
+
+
+async def test_a_connection_without_scopes_says_so(listener: Listener) -> None:
+    """No empty list is shown where nothing is asked for by name."""
+    listener.flow.providers["acme"] = replace(ACME, scopes=())
+    listener.flow.store.connections[PENDING.id] = replace(PENDING, requested_scopes=())
+
+    page = await page_of(await listener.get(await listener.flow.connect_url()), 200)
+
+    assert "None by name" in page
+    assert "<ul" not in page
+
+
+async def test_the_pages_assets_are_here_and_nothing_else(listener: Listener) -> None:
+    """Stylesheet and picture come from this listener; a path cannot leave their folder."""
+    page = await (await listener.get("/connect/completed")).text()
+    links = [part.partition('"')[0] for part in page.split('href="')[1:]]
+
+    assert len(links) == 2
+    for link in links:
+        response = await listener.get(link)
+        assert response.status == 200
+        assert response.content_type in {"text/css", "image/svg+xml"}
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+    for path in ("/connect/static/", "/connect/static/..%2fpages.py", "/v1/connections", "/"):
+        assert (await listener.get(path)).status == 404
