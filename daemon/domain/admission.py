@@ -23,6 +23,8 @@ RESERVE_AHEAD = timedelta(milliseconds=250)
 PROBE_INTERVAL = timedelta(seconds=30)
 # Fewer would let five unlucky connections stop a provider's thousands; more would hammer an outage.
 FAILURES_THAT_OPEN = 5
+# reliability.md, T6: refusals without an OAuth body count as our misconfiguration from the third.
+BARE_REFUSALS_THAT_OPEN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,10 @@ def after_outcome(state: ProviderState, outcome: Outcome, now: datetime) -> Prov
         case OutcomeKind.OK | OutcomeKind.REAUTHORIZE:
             return replace(state, failures=0, circuit=None, paused_until=None)
         case OutcomeKind.MISCONFIGURED:
-            return _opened(state, "misconfigured", now)
+            learned = replace(state, failures=state.failures + 1)
+            # A bare 401 or 404 may be a gateway's: only an OAuth error code is certain at once.
+            if outcome.error is not None or learned.failures >= BARE_REFUSALS_THAT_OPEN:
+                learned = _opened(learned, "misconfigured", now)
         case OutcomeKind.NOT_SENT | OutcomeKind.IN_DOUBT:
             learned = replace(state, failures=state.failures + 1)
             if learned.failures >= FAILURES_THAT_OPEN:

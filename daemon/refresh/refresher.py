@@ -61,6 +61,23 @@ class Sent:
     duration: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flight:
+    """A refresh in flight here, to be awaited through a shield only."""
+
+    task: asyncio.Task[Refusal | None]
+    generation: int
+    forced: bool
+
+    def answers(self, wanted: Wanted) -> bool:
+        """Tell whether its end is the answer to ``wanted``.
+
+        A flight that set out from an older generation, or that bows to a backoff which
+        ``wanted`` may pass, says nothing.
+        """
+        return self.generation >= wanted.generation and self.forced >= wanted.forced
+
+
 class Refresher:
     """Runs refreshes, at most one at a time for each connection in this process."""
 
@@ -81,7 +98,7 @@ class Refresher:
         self._owner = owner
         self._on_schedule = on_schedule
         self._settling = Settling(ports.store, ports.clock)
-        self._flights: dict[str, asyncio.Task[Refusal | None]] = {}
+        self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[Refusal | None]] = set()
         self._unwell: set[str] = set()
         self._closing = False
@@ -91,10 +108,6 @@ class Refresher:
         """Return how long a claim lasts before its owner counts as vanished."""
         return timedelta(seconds=self._hard_timeout()) + _TIME_TO_STORE
 
-    def flight(self, connection_id: str) -> asyncio.Task[Refusal | None] | None:
-        """Return the refresh in flight here, to be awaited through a shield only."""
-        return self._flights.get(connection_id)
-
     async def refresh(self, wanted: Wanted) -> Refusal | None:
         """Join or start the refresh of one connection; return why it was refused, if it was.
 
@@ -103,18 +116,28 @@ class Refresher:
         Raises:
             DatabaseUnavailableError: no claim could be taken; nothing was sent.
         """
-        flight = self._flights.get(wanted.connection_id)
-        if flight is None:
-            if self._closing:
-                return Refusal(
-                    connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED
-                )
-            flight = self._fly(wanted.connection_id, self._obtain(wanted))
-        return await asyncio.shield(flight)
+        while True:
+            flight = self._flights.get(wanted.connection_id)
+            if flight is None:
+                if self._closing:
+                    return Refusal(
+                        connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED
+                    )
+                flight = self._fly(wanted, self._obtain(wanted))
+            refusal = await asyncio.shield(flight.task)
+            if flight.answers(wanted):
+                return refusal
 
     def start(self, claim: Claim, *, on_end: Callable[[], None]) -> None:
         """Run a claim that the sweep has taken; its slot is given back at the end."""
-        self._fly(claim.connection_id, self._run_claimed(claim, on_end))
+        wanted = Wanted(
+            connection_id=claim.connection_id,
+            provider=claim.provider,
+            generation=claim.tokens.generation,
+            rate=0,
+            forced=True,
+        )
+        self._fly(wanted, self._run_claimed(claim, on_end))
 
     def learned(self, provider: str, *, unwell: bool) -> None:
         """Remember whether a provider's shared state has anything to be cleared by a success."""
@@ -126,22 +149,22 @@ class Refresher:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _fly(
-        self, connection_id: str, work: Coroutine[None, None, Refusal | None]
-    ) -> asyncio.Task[Refusal | None]:
+    def _fly(self, wanted: Wanted, work: Coroutine[None, None, Refusal | None]) -> Flight:
+        connection_id = wanted.connection_id
         task = asyncio.create_task(work, name=f"refresh {connection_id}")
-        self._flights[connection_id] = task
+        flight = Flight(task=task, generation=wanted.generation, forced=wanted.forced)
+        self._flights[connection_id] = flight
         self._tasks.add(task)
 
         def landed(done: asyncio.Task[Refusal | None]) -> None:
             self._tasks.discard(done)
-            if self._flights.get(connection_id) is done:
+            if self._flights.get(connection_id) is flight:
                 del self._flights[connection_id]
             if not done.cancelled():
                 done.exception()
 
         task.add_done_callback(landed)
-        return task
+        return flight
 
     async def _run_claimed(self, claim: Claim, on_end: Callable[[], None]) -> None:
         try:

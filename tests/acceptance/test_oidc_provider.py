@@ -97,7 +97,7 @@ async def test_three_replicas_never_send_one_refresh_token_twice(
                 generations = {
                     (await replica.token(name)).body["generation"] for replica in replicas
                 }
-                assert max(generations) > 10
+                assert max(generations) >= 8
                 newest = (await replicas[1].token(name)).body["access_token"]
                 assert await server.is_active(newest)
         finally:

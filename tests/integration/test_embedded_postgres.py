@@ -216,6 +216,19 @@ async def test_an_account_that_cannot_reach_the_state_gets_advice(tmp_path: Path
     assert mode(tmp_path) == before
 
 
+async def test_where_nothing_can_be_run_every_refusal_is_told(tmp_path: Path) -> None:
+    """A broken installation, tried as everybody: the error lists what was tried and the way out."""
+    broken = tmp_path / "bin"
+    broken.mkdir()
+    for name in ("postgres", "initdb"):
+        (broken / name).write_text("no program")
+    options = Options(directories=lambda: (broken,))
+    with pytest.raises(StorageError, match="PostgreSQL cannot be run here") as refused:
+        await server(tmp_path / "state", options).start()
+    assert str(refused.value).count(f"{broken} as ") == len(IDENTITIES)
+    assert "database.url" in str(refused.value)
+
+
 @as_root
 async def test_a_cluster_goes_from_one_identity_to_another(state_dir: Path) -> None:
     """A kernel update may forbid user namespaces, or allow them: the data is given on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -421,6 +422,17 @@ async def test_a_connection_of_ones_own_has_its_settings(database_url: str) -> N
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await probe(connection, seconds=1)
     finally:
+        await hang_up(connection)
+
+
+async def test_a_vanished_host_is_noticed_by_the_socket(database_url: str) -> None:
+    """Over TCP the system itself gives up a peer that acknowledges nothing for 4 s."""
+    async with Wire(database_url) as wire:
+        connection = await Dialer(wire.url, BRISK).connect()
+        transport = connection._transport  # type: ignore[attr-defined] # it has no public name
+        sock = transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 4000
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         await hang_up(connection)
 
 

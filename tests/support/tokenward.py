@@ -102,7 +102,7 @@ class Tokenward:
         self.write_config()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "daemon", "--config", str(self.config_path), "run"],
+                [sys.executable, '/tmp/t1/run.py', str(self.config_path)],
                 cwd=ROOT,
                 env={"PATH": os.environ["PATH"], "HOME": str(self.directory)},
                 stdin=subprocess.DEVNULL,

@@ -89,15 +89,16 @@ def _trials(
         if (refusal := _give(root, identity)) is not None:
             yield Trial(directory=root, identity=identity, major=None, complaint=refusal)
             continue
-        # The places are searched while the first identity is tried, no further than needed.
-        for directory in known or directories:
-            if identity is identities[0]:
+        # The places are searched once, and no further than needed.
+        source = known or directories
+        for directory in source:
+            if source is directories:
                 known.append(directory)
             yield _try(directory, identity, root)
 
 
 def _give(root: Path, identity: Identity) -> str | None:
-    """Give ``root`` to the identity; return why that is refused, as to a root without its rights."""
+    """Give ``root`` to the identity; return why the kernel refuses, where it does."""
     if root.stat().st_uid == identity.owner:
         return None
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from daemon.domain.errors import StorageError
 from daemon.persistence.embedded.binaries import Binaries, major_in, newest_first
 from daemon.persistence.embedded.cluster import server_command, server_settings
-from daemon.persistence.embedded.identity import Identity, RunAs
+from daemon.persistence.embedded.identity import Identity, RunAs, spawn
 from daemon.persistence.embedded.installation import Trial, advice, fits
 from daemon.persistence.embedded.server import restart_delay
 
@@ -114,3 +118,18 @@ def test_the_command_line_gives_every_setting() -> None:
 def test_restarts_come_slower_and_slower_up_to_a_bound(restarts: int, seconds: float) -> None:
     """The first restart is prompt, a server that cannot live is not hammered."""
     assert restart_delay(restarts) == pytest.approx(seconds)
+
+
+def test_a_server_is_not_started_from_a_passing_thread() -> None:
+    """The kernel would end it with the thread: refused loudly instead of restarted forever."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        started = thread.submit(
+            spawn,
+            ["/bin/true"],
+            identity=ACCOUNT,
+            directory=ROOT,
+            death_signal=signal.SIGINT,
+            output=subprocess.DEVNULL,
+        )
+        with pytest.raises(StorageError, match="main thread"):
+            started.result()
