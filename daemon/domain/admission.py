@@ -21,6 +21,9 @@ BURST = 10
 RESERVE_AHEAD = timedelta(milliseconds=250)
 # reliability.md, G5 and T1: a provider that is down or refuses our client sees one request in 30 s.
 PROBE_INTERVAL = timedelta(seconds=30)
+# What datetime resolves, and what its range bears: no sensible rate comes near either.
+_SHORTEST_INTERVAL = timedelta(microseconds=1)
+_LONGEST_INTERVAL = timedelta(days=1)
 # Fewer would let five unlucky connections stop a provider's thousands; more would hammer an outage.
 FAILURES_THAT_OPEN = 5
 # reliability.md, T6: refusals without an OAuth body count as our misconfiguration from the third.
@@ -67,7 +70,7 @@ def admit(
         return Admission(state=state, delays=(), retry_at=state.paused_until if paused else None)
     if state.circuit is not None:
         wanted = 1
-    interval = timedelta(seconds=1 / rate)
+    interval = _interval(rate)
     start = max(state.free_at, now - BURST * interval)
     room = int((now + RESERVE_AHEAD - start) / interval)
     granted = min(wanted, max(room, 0))
@@ -81,12 +84,11 @@ def admit(
 
 def admitted(state: ProviderState, count: int, *, rate: float, now: datetime) -> ProviderState:
     """Return the state after ``count`` requests were claimed at ``now``."""
-    interval = timedelta(seconds=1 / rate)
+    interval = _interval(rate)
     free_at = max(state.free_at, now - BURST * interval) + count * interval
     probing = state.circuit is not None and count > 0
-    return replace(
-        state, free_at=free_at, paused_until=now + PROBE_INTERVAL if probing else state.paused_until
-    )
+    paused_until = _later(state, now + PROBE_INTERVAL) if probing else state.paused_until
+    return replace(state, free_at=free_at, paused_until=paused_until)
 
 
 def again_in(
@@ -105,7 +107,9 @@ def after_outcome(state: ProviderState, outcome: Outcome, now: datetime) -> Prov
     learned = state
     match outcome.kind:
         case OutcomeKind.OK | OutcomeKind.REAUTHORIZE:
-            return replace(state, failures=0, circuit=None, paused_until=None)
+            # Only a probe's own pause ends with it: another request's Retry-After stays in force.
+            paused_until = state.paused_until if state.circuit is None else None
+            return replace(state, failures=0, circuit=None, paused_until=paused_until)
         case OutcomeKind.MISCONFIGURED:
             learned = replace(state, failures=state.failures + 1)
             # A bare 401 or 404 may be a gateway's: only an OAuth error code is certain at once.
@@ -120,8 +124,18 @@ def after_outcome(state: ProviderState, outcome: Outcome, now: datetime) -> Prov
     if outcome.retry_after is None:
         return learned
     until = now + timedelta(seconds=outcome.retry_after)
-    return replace(learned, paused_until=max(until, learned.paused_until or until))
+    return replace(learned, paused_until=_later(learned, until))
 
 
 def _opened(state: ProviderState, reason: str, now: datetime) -> ProviderState:
-    return replace(state, circuit=reason, paused_until=now + PROBE_INTERVAL)
+    return replace(state, circuit=reason, paused_until=_later(state, now + PROBE_INTERVAL))
+
+
+def _later(state: ProviderState, until: datetime) -> datetime:
+    """Return the later of two ends of a pause: nothing shortens one."""
+    return max(until, state.paused_until or until)
+
+
+def _interval(rate: float) -> timedelta:
+    """Return the time between two regular slots, kept where times can be computed with."""
+    return min(max(timedelta(seconds=min(1 / rate, 1e6)), _SHORTEST_INTERVAL), _LONGEST_INTERVAL)

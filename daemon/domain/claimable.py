@@ -28,7 +28,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleRow:
-    """What is stored of a connection's schedule."""
+    """What is stored of a connection's schedule.
+
+    ``arrived_expired`` tells that the token in hand had no life left when it came.
+    """
 
     status: Status
     state: ClaimState
@@ -36,13 +39,15 @@ class ScheduleRow:
     failures: int
     generation: int
     has_refresh_token: bool
+    arrived_expired: bool = False
 
 
 def refusal(row: ScheduleRow | None, wanted: Wanted, now: datetime) -> RefusalReason | None:
     """Return why the claim is not given, or ``None`` where it may be.
 
     In doubt, the due time is the rotation profile's word on when a resend is safe; while failing,
-    it is the backoff's: both bind everybody but a person.
+    it is the backoff's; where tokens arrive expired, it keeps callers from asking the provider as
+    often as they read. All bind everybody but a person.
     """
     if row is None:
         return RefusalReason.UNKNOWN
@@ -52,7 +57,7 @@ def refusal(row: ScheduleRow | None, wanted: Wanted, now: datetime) -> RefusalRe
         return RefusalReason.SUPERSEDED
     if row.state is ClaimState.SENDING:
         return RefusalReason.SENDING
-    waits = row.state is ClaimState.IN_DOUBT or row.failures > 0
+    waits = row.state is ClaimState.IN_DOUBT or row.failures > 0 or row.arrived_expired
     later = row.due_at is None or row.due_at > now
     if waits and later and not wanted.forced:
         return RefusalReason.BACKING_OFF

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
+
 from daemon.domain.admission import ProviderState, admit, admitted, after_outcome, again_in
 from daemon.domain.claim import (
     Abandoned,
@@ -49,27 +51,28 @@ WITH picked AS (
         WHERE provider = room.provider AND due_at <= $3 AND state <> 'sending'
         ORDER BY due_at LIMIT room.places FOR UPDATE SKIP LOCKED
     ) r
-), claimed AS (
-    UPDATE refresh_schedule s
-    SET state = 'sending', owner = $4, epoch = epoch + 1, attempt = gen_random_uuid()::text,
-        take_over_at = clock_timestamp() + $5
-    FROM picked WHERE s.connection_id = picked.connection_id
-    RETURNING s.connection_id, s.provider, s.attempt, s.failures,
-              picked.state AS state, picked.due_at AS due_at
 )
-SELECT claimed.*, c.status, c.requested_scopes, t.generation, t.access_token, t.refresh_token,
-       t.token_type, t.scopes, t.issued_at, t.expires_at
-FROM claimed JOIN connections c ON c.id = claimed.connection_id
-JOIN token_sets t ON t.connection_id = claimed.connection_id
+UPDATE refresh_schedule s
+SET state = 'sending', owner = $4, epoch = epoch + 1, attempt = gen_random_uuid()::text,
+    take_over_at = clock_timestamp() + $5
+FROM picked WHERE s.connection_id = picked.connection_id
+RETURNING s.connection_id, s.provider, s.attempt, s.failures,
+          picked.state AS state, picked.due_at AS due_at
 """
 
 _LOCK_WANTED = """
-SELECT s.connection_id, s.provider, s.state, s.due_at, s.failures, c.status, c.requested_scopes,
-       t.generation, t.access_token, t.refresh_token, t.token_type, t.scopes, t.issued_at,
-       t.expires_at
-FROM refresh_schedule s JOIN connections c ON c.id = s.connection_id
-JOIN token_sets t ON t.connection_id = s.connection_id
-WHERE s.connection_id = $1 FOR UPDATE OF s
+SELECT connection_id, provider, state, due_at, failures FROM refresh_schedule
+WHERE connection_id = $1 FOR UPDATE
+"""
+
+# Always a statement of its own, after the schedule's row is locked: a join in the locking
+# statement would show the tokens as they were before the wait for that lock, and a spent refresh
+# token would be sent.
+_READ_CLAIMED = """
+SELECT c.id AS connection_id, c.status, c.requested_scopes, t.generation, t.access_token,
+       t.refresh_token, t.token_type, t.scopes, t.issued_at, t.expires_at
+FROM connections c JOIN token_sets t ON t.connection_id = c.id
+WHERE c.id = ANY($1::text[])
 """
 
 # The due time moves to now, so that a vanished owner's claim is found by the due index.
@@ -170,9 +173,10 @@ class PostgresRefreshes:
                 for name, state in states.items()
             }
             places = {name: len(a.delays) for name, a in admissions.items() if a.delays}
-            rows = await connection.fetch(
+            claimed = await connection.fetch(
                 _CLAIM_DUE, list(places), list(places.values()), now, owner, hold
             )
+            rows = await self._with_tokens(connection, claimed)
             delays = {name: iter(admissions[name].delays) for name in places}
             claims = await self._opened(connection, rows, delays, now)
             counts = Counter(claim.provider for claim in claims)
@@ -201,7 +205,8 @@ class PostgresRefreshes:
         """Claim one connection that somebody waits for."""
         async with self._database.transaction() as connection:
             states, clock = await self._lock(connection, [wanted.provider])
-            row = await connection.fetchrow(_LOCK_WANTED, wanted.connection_id)
+            locked = await connection.fetch(_LOCK_WANTED, wanted.connection_id)
+            row = next(iter(await self._with_tokens(connection, locked)), None)
             reason = refusal(None if row is None else _schedule(row), wanted, now)
             if row is None or reason is not None:
                 retry_at = None if row is None else row["due_at"]
@@ -389,6 +394,16 @@ class PostgresRefreshes:
             failure_json(settlement.last_error),
             settlement.touches_connection,
         )
+
+    async def _with_tokens(
+        self, connection: DatabaseConnection, rows: Sequence[asyncpg.Record]
+    ) -> list[dict[str, Any]]:
+        """Return locked schedule rows with their connections and tokens, in the same order."""
+        if not rows:
+            return []
+        found = await connection.fetch(_READ_CLAIMED, [row["connection_id"] for row in rows])
+        rest = {row["connection_id"]: row for row in found}
+        return [{**row, **rest[row["connection_id"]]} for row in rows]
 
     async def _opened(
         self,

@@ -39,6 +39,7 @@ class Follower:
         self._listening = listening
         self._stale: set[str] = set()
         self._heard = asyncio.Event()
+        self._poll_by = clock.boottime() + _POLL_WITH_LISTENER
 
     def hear(self, connection_id: str) -> None:
         """Take in that a connection changed. Connections nobody asked for here are ignored."""
@@ -59,18 +60,21 @@ class Follower:
                 await self._catch_up()
             except DatabaseUnavailableError:
                 await self._clock.sleep(_POLL_WITHOUT_LISTENER)
+                self._heard.set()
 
     async def _wait(self) -> None:
-        seconds = _POLL_WITH_LISTENER if self._listening() else _POLL_WITHOUT_LISTENER
-        sleep = asyncio.ensure_future(self._clock.sleep(seconds))
+        sleep = asyncio.ensure_future(self._clock.sleep(_POLL_WITHOUT_LISTENER))
         heard = asyncio.ensure_future(self._heard.wait())
         try:
             await asyncio.wait({sleep, heard}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             sleep.cancel()
             heard.cancel()
-        if not self._heard.is_set():
+        # Also where there is always something to hear: that is no sign that nothing was missed.
+        overdue = self._clock.boottime() >= self._poll_by
+        if overdue or not (self._listening() or self._heard.is_set()):
             self._stale.update(self._cache.ids())
+            self._poll_by = self._clock.boottime() + _POLL_WITH_LISTENER
         self._heard.clear()
 
     async def _catch_up(self) -> None:

@@ -146,35 +146,31 @@ def decide(
         due = due_at(tokens, claim.connection_id, settings)
         touched = claim.status is not Status.ACTIVE or claim.failures > 0
         return _decision(claim, now, tokens=tokens, due=due, touched=touched)
+    retry = _retry_at(claim, outcome, now, chance)
     if outcome.salvaged_refresh_token is not None:
         tokens = replace(
             claim.tokens,
             generation=claim.tokens.generation + 1,
             refresh_token=outcome.salvaged_refresh_token,
         )
-        due = _retry_at(claim, outcome, now, chance)
-        return _decision(claim, now, outcome, tokens=tokens, due=due)
-    state = ClaimState.IN_DOUBT if claim.was_in_doubt else ClaimState.IDLE
+        return _decision(claim, now, outcome, tokens=tokens, due=retry)
     match outcome.kind:
         case OutcomeKind.REAUTHORIZE:
             return _dead(claim, outcome, now)
         case OutcomeKind.IN_DOUBT:
-            due = resend_at(
-                provider.rotation,
-                Life(issued_at=claim.tokens.issued_at, expires_at=claim.tokens.expires_at),
-                now=now,
-                retry=_retry_at(claim, outcome, now, chance),
-                again=claim.was_in_doubt,
-            )
+            due = _resend_after(claim, provider.rotation, retry, now, again=claim.was_in_doubt)
             return _decision(claim, now, outcome, state=ClaimState.IN_DOUBT, due=due)
-        case OutcomeKind.OK | OutcomeKind.NOT_SENT | OutcomeKind.REFUSED:
-            return _decision(
-                claim, now, outcome, state=state, due=_retry_at(claim, outcome, now, chance)
-            )
-        case OutcomeKind.MISCONFIGURED:
-            return _decision(
-                claim, now, outcome, state=state, due=_retry_at(claim, outcome, now, chance)
-            )
+        case (
+            OutcomeKind.OK
+            | OutcomeKind.NOT_SENT
+            | OutcomeKind.REFUSED
+            | OutcomeKind.MISCONFIGURED
+        ):
+            if not claim.was_in_doubt:
+                return _decision(claim, now, outcome, due=retry)
+            # This attempt says nothing about the one whose end is unknown: its doubt stays.
+            due = _resend_after(claim, provider.rotation, retry, now, again=False)
+            return _decision(claim, now, outcome, state=ClaimState.IN_DOUBT, due=due)
         case _:
             assert_never(outcome.kind)
 
@@ -236,6 +232,13 @@ def _retry_at(claim: Claim, outcome: Outcome, now: datetime, chance: float) -> d
     if outcome.retry_after is not None:
         wait = max(outcome.retry_after, _SHORTEST_INTERVAL.total_seconds())
     return now + timedelta(seconds=wait)
+
+
+def _resend_after(
+    claim: Claim, rotation: Rotation, retry: datetime, now: datetime, *, again: bool
+) -> datetime:
+    life = Life(issued_at=claim.tokens.issued_at, expires_at=claim.tokens.expires_at)
+    return resend_at(rotation, life, now=now, retry=retry, again=again)
 
 
 def _dead(claim: Claim, outcome: Outcome, now: datetime) -> Decision:

@@ -196,7 +196,7 @@ class TokenReader:
     def _refuse_hopeless(self, entry: Entry, newer_than: int | None) -> None:
         """Raise where no refresh can help: a person must act first."""
         now = self._clock.now().timestamp()
-        if entry.is_good(now) and newer_than is None:
+        if entry.is_good(now) and (newer_than is None or entry.generation > newer_than):
             return
         match entry.status:
             case Status.PENDING:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import structlog
+
 from daemon.config.settings import Refresh
 from daemon.domain.claim import Claim, Refusal, RefusalReason, Settled, Settlement
 from daemon.domain.claimable import Wanted
@@ -28,6 +30,8 @@ from daemon.refresh.ports import CurrentTokens, Providers, Publisher, RefreshSen
 from daemon.refresh.settling import Settling
 from daemon.refresh.slots import Slots
 
+log = structlog.get_logger()
+
 # Between the hard end of a request and the claim's take-over lies time to store the reply, so a
 # successor never acts on a claim whose owner may still be writing.
 _TIME_TO_STORE = timedelta(seconds=60)
@@ -37,6 +41,11 @@ _HARD_TIMEOUT_FACTOR = 2
 _COMMIT_RETRY = (0.2, 5.0)
 # How often another replica's attempt is looked at, should its notification get lost.
 _LOOK_AGAIN = 0.5
+_SAYS_MORE_THAN_MEMORY = {
+    RefusalReason.SUPERSEDED,
+    RefusalReason.NOT_REFRESHABLE,
+    RefusalReason.UNKNOWN,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +127,8 @@ class Refresher:
         """
         while True:
             flight = self._flights.get(wanted.connection_id)
-            if flight is None:
+            # One that has just ended may not have left the table yet: it must not be joined.
+            if flight is None or flight.task.done():
                 if self._closing:
                     return Refusal(
                         connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED
@@ -160,8 +170,10 @@ class Refresher:
             self._tasks.discard(done)
             if self._flights.get(connection_id) is flight:
                 del self._flights[connection_id]
-            if not done.cancelled():
-                done.exception()
+            error = None if done.cancelled() else done.exception()
+            if error is not None and not isinstance(error, DatabaseUnavailableError):
+                # The claim stays open and is taken over. Only the type: a text may quote a token.
+                log.error("refresh_crashed", connection=connection_id, error=type(error).__name__)
 
         task.add_done_callback(landed)
         return flight
@@ -179,32 +191,40 @@ class Refresher:
         give_up = clock.boottime() + self._settings().request_timeout.total_seconds()
         await self._slots.take(wanted.provider)
         try:
-            while True:
-                changed = self._cache.changed(wanted.connection_id)
+            return await self._pursue(wanted, give_up)
+        finally:
+            self._slots.give(wanted.provider)
+
+    async def _pursue(self, wanted: Wanted, give_up: float) -> Refusal | None:
+        clock = self._ports.clock
+        while not self._closing:
+            changed = self._cache.changed(wanted.connection_id)
+            try:
                 answer = await self._ports.store.claim(
                     wanted, owner=self._owner, hold=self.hold, now=clock.now()
                 )
                 if isinstance(answer, Claim):
-                    changed.cancel()
                     await self._attempt(answer)
                     return None
-                if answer.reason is RefusalReason.SUPERSEDED:
-                    changed.cancel()
-                    await self.reload([wanted.connection_id])
-                    return None
-                busy = answer.reason is RefusalReason.SENDING
-                if not busy or clock.boottime() >= give_up:
-                    changed.cancel()
-                    return answer
+                if answer.reason is not RefusalReason.SENDING or clock.boottime() >= give_up:
+                    return await self._refused(answer)
                 await self._first_of(changed, _LOOK_AGAIN)
-        finally:
-            self._slots.give(wanted.provider)
+            finally:
+                changed.cancel()
+        return Refusal(connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED)
+
+    async def _refused(self, answer: Refusal) -> Refusal | None:
+        """Read what memory does not know yet, where the refusal says that there is something."""
+        if answer.reason in _SAYS_MORE_THAN_MEMORY:
+            await self.reload([answer.connection_id])
+        return None if answer.reason is RefusalReason.SUPERSEDED else answer
 
     async def _first_of(self, changed: asyncio.Future[None], seconds: float) -> None:
         sleep = asyncio.ensure_future(self._ports.clock.sleep(seconds))
-        await asyncio.wait({changed, sleep}, return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
-        sleep.cancel()
+        try:
+            await asyncio.wait({changed, sleep}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
 
     async def _attempt(self, claim: Claim) -> None:
         clock = self._ports.clock
@@ -213,6 +233,7 @@ class Refresher:
         provider = self._ports.providers.get(claim.provider)
         began = clock.boottime()
         sent_at = clock.now()
+        asked = False
         if provider is None:
             outcome = _not_sent(f"No provider named {claim.provider} is configured any more.")
             provider = Provider(name=claim.provider, client_id="")
@@ -228,8 +249,11 @@ class Refresher:
                 hard_timeout=self._hard_timeout(),
                 send_by=send_by,
             )
+            asked = True
         sent = Sent(at=sent_at, duration=clock.boottime() - began)
         await self._conclude(claim, provider, outcome, sent=sent)
+        if asked:
+            await self._learn(claim, outcome)
 
     async def _conclude(
         self, claim: Claim, provider: Provider, outcome: Outcome, *, sent: Sent
@@ -252,8 +276,7 @@ class Refresher:
                 self._on_schedule(decision.retry_in)
         else:
             events.refresh_superseded(claim.connection_id, claim.provider)
-            await self._reload_quietly(claim.connection_id)
-        await self._learn(claim, outcome)
+            await self._forget(claim.connection_id)
 
     def _tell(
         self, claim: Claim, outcome: Outcome, decision: policy.Decision, duration: float
@@ -311,6 +334,16 @@ class Refresher:
             await self.reload([connection_id])
         except DatabaseUnavailableError:
             return
+
+    async def _forget(self, connection_id: str) -> None:
+        """Take back what memory served of a reply that then was not stored."""
+        try:
+            found = await self._ports.tokens.current([connection_id])
+        except DatabaseUnavailableError:
+            return
+        self._cache.drop(connection_id)
+        for token in found:
+            self._cache.put(token)
 
     async def _learn(self, claim: Claim, outcome: Outcome) -> None:
         """Let the fleet know how the provider does, where there is anything to say."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from daemon.domain.claim import DueClaims
 from daemon.domain.clock import Clock
@@ -23,6 +24,8 @@ from daemon.refresh.slots import Slots
 _LONGEST_SLEEP = 30.0
 # Below this, waking up costs more than it wins.
 _SHORTEST_SLEEP = 0.02
+# How soon to look again where callers' own refreshes hold all places of a provider.
+_CROWDED = 1.0
 # How long to leave a database alone that has just not answered.
 _DATABASE_AWAY = 2.0
 
@@ -83,17 +86,21 @@ class Scheduler:
 
     async def _once(self) -> float:
         """Claim and start what is due; return the seconds until the next sweep is needed."""
+        # What becomes due while this sweep looks is looked for again.
+        self._wakes_at = self._sweep.clock.boottime() + _LONGEST_SLEEP
         await self._take_over()
         room = self._take_room()
+        longest = _LONGEST_SLEEP if len(room) == len(self._providers()) else _CROWDED
         if not room:
-            return _LONGEST_SLEEP
+            return longest
+        now = self._sweep.clock.now()
         taken = {name: places for name, (places, _) in room.items()}
         try:
             due = await self._sweep.store.claim_due(
                 room=room,
                 owner=self._sweep.owner,
                 hold=self._refresher.hold,
-                now=self._sweep.clock.now(),
+                now=now,
             )
             for claim in due.claims:
                 taken[claim.provider] -= 1
@@ -102,16 +109,15 @@ class Scheduler:
             for name, unused in taken.items():
                 self._slots.give(name, unused)
         self._note(due)
-        return await self._until_next(due)
+        return min(longest, await self._until_next(due, now))
 
-    async def _until_next(self, due: DueClaims) -> float:
-        clock = self._sweep.clock
+    async def _until_next(self, due: DueClaims, looked_at: datetime) -> float:
+        """Return the seconds until something is due that was not yet when claims were taken."""
         names = [provider.name for provider in self._providers()]
-        now = clock.now()
-        following = await self._sweep.store.next_due(names, after=now)
+        following = await self._sweep.store.next_due(names, after=looked_at)
         waits = [_LONGEST_SLEEP]
         if following is not None:
-            waits.append((following - now).total_seconds())
+            waits.append((following - self._sweep.clock.now()).total_seconds())
         if due.again_in is not None:
             waits.append(due.again_in)
         return max(_SHORTEST_SLEEP, min(waits))

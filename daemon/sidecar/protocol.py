@@ -177,7 +177,9 @@ class GuardedHandler(web.RequestHandler):
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log a failure of the server itself by its type: its text may quote the request."""
         del args
-        log.error("connection_failed", error=type(kw.get("exc_info")).__name__)
+        error = kw.get("exc_info")
+        reason = "a handler returned no response" if error is None else type(error).__qualname__
+        log.error("connection_failed", error=reason)
 
     def _is_idle(self) -> bool:
         return self._waiter is not None and not self._waiter.done()

@@ -24,7 +24,7 @@ from daemon.sidecar.access import Callers
 from daemon.telemetry.logs import LogPipeline
 from daemon.wiring.assembly import Daemon, Storage, Telemetry, World
 from daemon.wiring.configuration import Configuration
-from daemon.wiring.reloading import Reloading, callers_of
+from daemon.wiring.reloading import Reloading, callers_of, warn
 
 log = structlog.get_logger()
 
@@ -94,8 +94,9 @@ async def _build(settings: Settings, url: SecretStr, world: World, stack: AsyncE
     keyring = open_keyring(
         settings.encryption_keys, state_dir=settings.state_dir, entropy=world.entropy
     )
-    for warning in (*settings.warnings, *([keyring.warning] if keyring.warning else [])):
-        log.warning("configuration_warning", detail=warning)
+    warn(settings.warnings)
+    if keyring.warning:
+        log.warning("configuration_warning", path="encryption.keys", detail=keyring.warning)
     configuration = Configuration(settings)
     telemetry = Telemetry(configuration, world)
     return Daemon(

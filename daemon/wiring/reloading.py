@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -29,6 +29,13 @@ def callers_of(settings: Settings, entropy: Entropy) -> tuple[Caller, ...]:
     caller, path = ensure_api_key(settings.state_dir, entropy)
     log.info("api_key_in_use", path=str(path))
     return (caller,)
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Log the configuration's warnings, each ``path: message``."""
+    for warning in warnings:
+        path, _, detail = warning.partition(": ")
+        log.warning("configuration_warning", path=path, detail=detail)
 
 
 class Reloading:
@@ -87,8 +94,7 @@ class Reloading:
         daemon.telemetry.reads.add_providers(settings.providers)
         for finding in found.restart:
             log.warning("configuration_needs_restart", path=finding.path, detail=finding.message)
-        for warning in settings.warnings:
-            log.warning("configuration_warning", detail=warning)
+        warn(settings.warnings)
         try:
             await daemon.storage.refreshes.add_providers(list(settings.providers))
             for path in found.applied:

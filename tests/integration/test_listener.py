@@ -11,6 +11,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 import structlog
@@ -64,6 +65,9 @@ class Probe:
         app.router.add_get("/fail", self._fail)
         app.router.add_get("/database", self._database)
         app.router.add_get("/half", self._half)
+        app.router.add_get("/nothing", self._nothing)
+        app.router.add_get("/elsewhere", self._elsewhere)
+        app.router.add_get("/wait-and-fail", self._wait_and_fail)
         app.router.add_get("/uid", self._uid)
         app.router.add_get("/c/{id}/token", self._connection)
         return app
@@ -100,6 +104,18 @@ class Probe:
         response = web.StreamResponse(headers={"Content-Length": "10"})
         await response.prepare(request)
         await response.write(b"12345")
+        raise ValueError(KEY)
+
+    async def _nothing(self, request: web.Request) -> web.Response:
+        del request
+        return cast("web.Response", None)
+
+    async def _elsewhere(self, request: web.Request) -> web.Response:
+        del request
+        raise web.HTTPSeeOther("/")
+
+    async def _wait_and_fail(self, request: web.Request) -> web.Response:
+        await self._wait(request)
         raise ValueError(KEY)
 
     async def _uid(self, request: web.Request) -> web.Response:
@@ -348,7 +364,6 @@ def test_a_caller_that_reads_gets_all(run: Run) -> None:
     "request_bytes",
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET /\r\n\r\n",
         b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
@@ -356,8 +371,7 @@ def test_a_caller_that_reads_gets_all(run: Run) -> None:
         b"GET /" + KEY.encode() * 1000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 9000 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 200 + b"\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n0",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\nHost: a\n\n",
@@ -436,6 +450,48 @@ def test_errors_of_handlers_are_problems(run: Run) -> None:
     assert KEY not in repr(lines)
 
 
+def test_redirects_of_handlers_pass(run: Run) -> None:
+    """A redirect is no error."""
+
+    async def scenario() -> None:
+        async with _listening(Probe()) as (_, port), await RawClient.connect(port) as caller:
+            answer = await caller.ask("/elsewhere")
+            assert (answer.status, answer.headers["location"]) == (303, "/")
+
+    run(scenario())
+
+
+def test_a_failure_after_its_caller_has_gone_is_quiet(run: Run) -> None:
+    """What fails when nobody waits for it any more is not reported as an error of ours."""
+
+    async def scenario() -> None:
+        probe = Probe()
+        async with _listening(probe) as (listener, port):
+            caller = await RawClient.connect(port)
+            caller.request("/wait-and-fail")
+            await until(lambda: probe.entered == 1)
+            await caller.leave()
+            await until(lambda: listener.connections == 0)
+            probe.go_on.set()
+            await until(lambda: probe.finished == 1)
+
+    with structlog.testing.capture_logs() as lines:
+        run(scenario())
+    assert lines == []
+
+
+def test_a_handler_without_an_answer_is_an_error(run: Run) -> None:
+    """A handler that returns nothing is told in the log, and its caller gets a 500."""
+
+    async def scenario() -> None:
+        async with _listening(Probe()) as (_, port), await RawClient.connect(port) as caller:
+            assert (await caller.ask("/nothing")).status == 500
+
+    with structlog.testing.capture_logs() as lines:
+        run(scenario())
+    assert [line["error"] for line in lines] == ["a handler returned no response"]
+
+
 def test_an_error_in_mid_answer_cuts_the_connection(run: Run) -> None:
     """A half-sent answer is never followed by another; the caller sees that it is incomplete."""
 
@@ -462,7 +518,7 @@ def test_an_error_in_mid_answer_cuts_the_connection(run: Run) -> None:
         ("/c//token", 404),
         ("/c/a%00/token", 404),
         ("/c/%ff%fe/token", 404),
-        ("/c/\xff\xfe/token", 404),
+        ("/c/\xff\xfe/token", 400),
         ("/c/" + "x" * 8000 + "/token", 404),
         ("/c/" + "x" * 100_000 + "/token", 400),
         ("/../../etc/passwd", 404),
@@ -557,6 +613,22 @@ def test_stopping_cancels_what_outlasts_the_grace(run: Run) -> None:
             assert await stuck.closed() == b""
             await until(lambda: probe.cancelled == 1)
             assert listener.connections == 0
+
+    run(scenario())
+
+
+def test_stopping_does_not_wait_for_a_caller_that_does_not_read(run: Run) -> None:
+    """Bytes that nobody takes do not hold ``stop`` up."""
+
+    async def scenario() -> None:
+        probe = Probe()
+        async with _listening(probe, Limits(shutdown_grace=0.2)) as (listener, port):
+            with socket.create_connection(("127.0.0.1", port)) as deaf:
+                deaf.sendall(b"GET /big HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                await until(lambda: probe.entered == 1)
+                async with asyncio.timeout(5):
+                    await listener.stop()
+                await until(lambda: listener.connections == 0)
 
     run(scenario())
 
