@@ -64,11 +64,11 @@ def _print(call: Invocation, found: list[Found]) -> None:
         say_json({"ok": not errors, "findings": findings})
         return
     say_table(("FINDING", "ABOUT", ""), ((f.level, f.subject, f.message) for f in found))
-    say(f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}.")
+    say(f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}")
 
 
 def _counted(number: int, what: str) -> str:
-    return f"{number or 'No'} {what}{'' if number == 1 else 's'}"
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
 def _configuration(call: Invocation, settings: Settings) -> Iterator[Found]:

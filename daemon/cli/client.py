@@ -139,11 +139,11 @@ def connection_path(connection_id: str, *rest: str) -> str:
     return "/".join(("/v1/connections", quote(connection_id, safe=":@"), *rest))
 
 
-def refusal(status: int, problem: Mapping[str, Any], *, hint: str = "") -> RefusedErrorError:
+def refusal(status: int, problem: Mapping[str, Any], *, hint: str = "") -> RefusedError:
     """Return the error for a problem: one sentence, its code, and what to do here. Pure."""
     code = str(problem.get("code") or status)
     detail = str(problem.get("detail") or problem.get("title") or f"The status was {status}.")
-    advice = _advice(status, code, problem.get("connection"), hint)
+    advice = _advice(status, code, problem, hint)
     text = f"{detail.rstrip()} ({code})"
     return RefusedError(
         f"{text}\n{advice}" if advice else text, _exit_code(status, code), code=code
@@ -160,7 +160,8 @@ def _exit_code(status: int, code: str) -> Exit:
     return Exit.USAGE if code in _BAD_ARGUMENT else Exit.FAILED
 
 
-def _advice(status: int, code: str, connection: object, hint: str) -> str:
+def _advice(status: int, code: str, problem: Mapping[str, Any], hint: str) -> str:
+    connection = problem.get("connection")
     if status == http.client.UNAUTHORIZED:
         return hint or (
             "Name a file that holds the caller's key with --key-file, or put the key into "
@@ -171,6 +172,8 @@ def _advice(status: int, code: str, connection: object, hint: str) -> str:
             f"On the command line: tokenward connect PROVIDER --id {connection} "
             f"('tokenward show {connection}' names the provider)."
         )
+    if isinstance(problem.get("retry_after"), int):
+        return f"Retry-After: {problem['retry_after']} s."
     if code == "unknown_connection":
         return "'tokenward connections' lists those there are."
     return ""

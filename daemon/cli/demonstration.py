@@ -116,15 +116,12 @@ class _Narrator:
             if error.exit_code is not Exit.NO_SUCH_CONNECTION:
                 raise
             known = client.post("/v1/connections", {"provider": PROVIDER, "id": CONNECTION})
-            return known, self._remember(known)
         if known["status"] in ("active", "failing"):
             return known, None
         return known, self._fresh_url(client)
 
     def _fresh_url(self, client: ApiClient) -> str:
-        return self._remember(client.post(connection_path(CONNECTION, "authorize"), {}))
-
-    def _remember(self, answer: Mapping[str, Any]) -> str:
+        answer = client.post(connection_path(CONNECTION, "authorize"), {})
         self._url_until = datetime.fromisoformat(answer["expires_at"])
         return str(answer["connect_url"])
 

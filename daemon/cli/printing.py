@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 # Piped output is not cut at 80 columns: what follows in the pipe wants whole ids.
 _UNLIMITED = 10_000
@@ -68,7 +69,7 @@ def say_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(column, no_wrap=position == 0, overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(cell), style=_COLOURS.get(cell, "")) for cell in row))
-    console_for(sys.stdout).print(table)
+    _say_table(table)
 
 
 def say_pairs(pairs: Iterable[tuple[str, str]]) -> None:
@@ -81,7 +82,7 @@ def say_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for name, value in pairs:
         table.add_row(Text(name), Text(plain(value), style=_COLOURS.get(value, "")))
-    console_for(sys.stdout).print(table)
+    _say_table(table)
 
 
 def console_for(stream: TextIO) -> Console:
@@ -95,6 +96,15 @@ def console_for(stream: TextIO) -> Console:
         markup=False,
         emoji=False,
     )
+
+
+def _say_table(table: Table) -> None:
+    console = console_for(sys.stdout)
+    with console.capture() as capture:
+        console.print(table)
+    # Padded cells would make every line as long as the longest.
+    for line in capture.get().splitlines():
+        say(line.rstrip())
 
 
 def relative(moment: object, now: datetime) -> str:
@@ -119,9 +129,9 @@ def span(seconds: int) -> str:
 
 def cell(value: Any) -> str:
     """Return a JSON value in few words."""
+    if value is None or value in ("", [], {}):
+        return "-"
     match value:
-        case None | "" | [] | {}:
-            return "-"
         case bool():
             return "yes" if value else "no"
         case list():

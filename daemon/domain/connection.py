@@ -11,6 +11,7 @@ from enum import StrEnum
 from daemon.domain.clock import Entropy
 
 CONNECTION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}", re.ASCII)
+ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:@-"
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # 22 characters of base 62 carry 131 bits: as unguessable as a UUID, and one word to select.
 _ID_CHARACTERS = 22

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from daemon.domain.connection import Status
+from daemon.domain.outcome import Granted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,35 @@ class TokenSet:
     def good_for(self, now: datetime) -> float | None:
         """Return the seconds of life left at ``now`` (0 or less: expired); ``None`` is forever."""
         return None if self.expires_at is None else (self.expires_at - now).total_seconds()
+
+
+def tokens_of(
+    granted: Granted,
+    *,
+    before: TokenSet | None,
+    requested: tuple[str, ...],
+    sent_at: datetime,
+    default_lifetime: timedelta,
+) -> TokenSet:
+    """Return the token set that a reply brings; ``before`` is the one it follows.
+
+    The one place where a lifetime becomes a time. It counts from when the request left
+    (reliability B9), and none is endless. A reply without ``refresh_token`` keeps the old one
+    (RFC 6749 6); one without ``scope`` leaves what was granted, or grants what was ``requested``
+    (5.1).
+    """
+    promised = granted.expires_in
+    lifetime = default_lifetime if promised is None else timedelta(seconds=promised)
+    unsaid = requested if before is None else before.scopes
+    return TokenSet(
+        generation=1 if before is None else before.generation + 1,
+        access_token=granted.access_token,
+        refresh_token=granted.refresh_token or (before.refresh_token if before else None),
+        token_type=granted.token_type,
+        scopes=unsaid if granted.scopes is None else granted.scopes,
+        issued_at=sent_at,
+        expires_at=sent_at + lifetime,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

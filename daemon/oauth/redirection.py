@@ -16,9 +16,9 @@ from daemon.domain.clock import Clock
 from daemon.domain.connection import Connection
 from daemon.domain.errors import DatabaseUnavailableError, DiscoveryError, StorageError
 from daemon.domain.events import Events
-from daemon.domain.outcome import Granted, Outcome, OutcomeKind
+from daemon.domain.outcome import Outcome, OutcomeKind
 from daemon.domain.provider import Provider
-from daemon.domain.tokens import TokenSet
+from daemon.domain.tokens import TokenSet, tokens_of
 from daemon.oauth.authorization import ProviderResolver, fingerprint
 from daemon.oauth.authorization_errors import AuthorizationFailures, Failed, Fault
 from daemon.oauth.authorization_response import (
@@ -158,8 +158,9 @@ class Redirection:
         )
         if outcome.granted is None:
             return self._fail(authorization, exchange_fault(outcome))
-        tokens = first_tokens(
+        tokens = tokens_of(
             outcome.granted,
+            before=None,
             requested=authorization.scopes,
             sent_at=sent_at,
             default_lifetime=accepted.provider.default_lifetime
@@ -202,31 +203,6 @@ class Redirection:
         return self._failures.report(
             fault, connection=authorization.connection_id, provider=authorization.provider
         )
-
-
-def first_tokens(
-    granted: Granted,
-    *,
-    requested: tuple[str, ...],
-    sent_at: datetime,
-    default_lifetime: timedelta,
-) -> TokenSet:
-    """Return the token set of a first reply; its generation is the store's to say.
-
-    A lifetime counts from when the request left (reliability B9), and none is endless. A reply
-    without ``scope`` grants what was requested (RFC 6749 5.1).
-    """
-    promised = granted.expires_in
-    lifetime = default_lifetime if promised is None else timedelta(seconds=promised)
-    return TokenSet(
-        generation=1,
-        access_token=granted.access_token,
-        refresh_token=granted.refresh_token,
-        token_type=granted.token_type,
-        scopes=requested if granted.scopes is None else granted.scopes,
-        issued_at=sent_at,
-        expires_at=sent_at + lifetime,
-    )
 
 
 def exchange_fault(outcome: Outcome) -> Fault:

@@ -16,6 +16,7 @@ from daemon.persistence.postgres import Database
 from daemon.persistence.rows import seal_tokens
 
 _VERIFIER = "code_verifier"
+_LOCK_SCHEDULE = "SELECT 1 FROM refresh_schedule WHERE connection_id = $1 FOR UPDATE"
 
 
 class PostgresAuthorizations:
@@ -100,6 +101,8 @@ class PostgresAuthorizations:
         name = authorization.connection_id
         now = self._clock.now()
         async with self._database.transaction() as session:
+            # The schedule's row is locked first, as a refresh's settlement does: no deadlock.
+            await session.execute(_LOCK_SCHEDULE, name)
             row = await session.fetchrow(
                 "UPDATE connections SET status = 'active', last_error = NULL, updated_at = $2"
                 " WHERE id = $1 RETURNING provider",
@@ -108,7 +111,6 @@ class PostgresAuthorizations:
             )
             if row is None:
                 return None
-            # The schedule's row is locked first, as a refresh's settlement does.
             await session.execute(INSERT_SCHEDULE, name, row["provider"], due_at)
             generation = await session.fetchval(
                 "SELECT generation FROM token_sets WHERE connection_id = $1 FOR UPDATE", name

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 import asyncpg
 
-from daemon.domain.connection import Connection, Status
+from daemon.domain.connection import ID_LETTERS, Connection, Status
 from daemon.domain.tokens import CurrentToken, TokenSet
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.postgres import Database
@@ -57,21 +58,24 @@ SET due_at = excluded.due_at, state = 'idle', attempt = NULL, owner = NULL, take
     failures = 0
 """
 
+# A set in brackets (a first `]` is a member), or a single character.
+_GLOB_PART = re.compile(r"\[!?\]?[^\]]*\]|.", re.DOTALL)
+_NOTHING = "(?!.)."
+
 
 def regular_expression(glob: str) -> str:
-    """Return PostgreSQL's regular expression for a glob as ``fnmatchcase`` reads it. Pure."""
+    """Return PostgreSQL's regular expression for a glob over connection ids. Pure.
+
+    It matches the ids that ``fnmatchcase`` matches. The two languages differ in what may stand in
+    brackets, so those are replaced by the letters that they stand for.
+    """
     parts: list[str] = []
-    place = 0
-    while place < len(glob):
-        letter = glob[place]
-        end = glob.find("]", place + 2) if letter == "[" else -1
-        if end > 0:
-            members = glob[place + 1 : end].replace("\\", "\\\\")
-            parts.append("[" + ("^" + members[1:] if members[0] == "!" else members) + "]")
-            place = end
+    for part in _GLOB_PART.findall(glob):
+        if part == "*":
+            parts.append(".*")
         else:
-            parts.append({"*": ".*", "?": "."}.get(letter) or re.escape(letter))
-        place += 1
+            letters = [letter for letter in ID_LETTERS if fnmatchcase(letter, part)]
+            parts.append(f"[{re.escape(''.join(letters))}]" if letters else _NOTHING)
     return "^(?:" + "".join(parts) + ")$"
 
 

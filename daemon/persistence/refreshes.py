@@ -28,6 +28,7 @@ from daemon.domain.claimable import ScheduleRow, Wanted, refusal
 from daemon.domain.connection import Failure, Status
 from daemon.domain.errors import DecryptionError
 from daemon.domain.outcome import Outcome
+from daemon.domain.tokens import TokenSet
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.rows import Row, failure_json, seal_tokens, token_set
@@ -84,7 +85,8 @@ WHERE connection_id = $1 RETURNING attempt
 """
 
 # The claim's attempt id is the fence, the generation the second line: a settlement that matches
-# neither writes nothing. A reply may still settle its own attempt after it was taken over.
+# neither writes nothing. A reply may still settle its own attempt after it was taken over. The id
+# stays until the next claim, so that a settlement repeated after a lost answer is recognized.
 _SETTLE = """
 WITH input AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[],
@@ -96,27 +98,27 @@ WITH input AS (
 ), fenced AS (
     UPDATE refresh_schedule s
     SET state = i.state, due_at = i.due_at, failures = i.failures, owner = NULL,
-        take_over_at = NULL, attempt = CASE WHEN i.state = 'in_doubt' THEN s.attempt END
+        take_over_at = NULL
     FROM input i JOIN token_sets t ON t.connection_id = i.id AND t.generation = i.generation
     WHERE s.connection_id = i.id AND s.attempt = i.attempt
       AND (s.state = 'sending' OR (s.state = 'in_doubt' AND i.has_tokens))
-    RETURNING s.connection_id
+    RETURNING s.connection_id, s.attempt
 ), stored AS (
     UPDATE token_sets t
     SET generation = i.generation + 1, access_token = i.access_token,
         refresh_token = i.refresh_token, token_type = i.token_type,
         scopes = string_to_array(i.scopes, ' '), issued_at = i.issued_at,
         expires_at = i.expires_at, stored_at = $17
-    FROM input i JOIN fenced f ON f.connection_id = i.id
+    FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
     WHERE i.has_tokens AND t.connection_id = i.id AND t.generation = i.generation
     RETURNING t.connection_id
 ), told AS (
     UPDATE connections c
     SET status = i.status, last_error = i.last_error::jsonb, updated_at = $17
-    FROM input i JOIN fenced f ON f.connection_id = i.id
+    FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
     WHERE i.touches AND c.id = i.id
 )
-SELECT connection_id FROM fenced
+SELECT attempt FROM fenced
 """
 
 # What cannot be decrypted is neither sent nor overwritten: a key may be about to come back.
@@ -250,15 +252,15 @@ class PostgresRefreshes:
         """
         columns = zip(*(self._columns(settlement) for settlement in settlements), strict=True)
         rows = await self._database.fetch(_SETTLE, *map(list, columns), now)
-        stored = {row["connection_id"] for row in rows}
-        missing = [s.connection_id for s in settlements if s.connection_id not in stored]
+        stored = {row["attempt"] for row in rows}
+        missing = [s.connection_id for s in settlements if s.attempt not in stored]
         gone: set[str] = set()
         repeated: set[str] = set()
         if missing:
             gone, repeated = await self._unwritten(settlements, missing)
         return [
             Settled.STORED
-            if s.connection_id in stored or s.attempt in repeated
+            if s.attempt in stored or s.attempt in repeated
             else Settled.DISCONNECTED
             if s.connection_id in gone
             else Settled.SUPERSEDED
@@ -333,12 +335,13 @@ class PostgresRefreshes:
     ) -> tuple[set[str], set[str]]:
         """Tell why rows were not written: (ids disconnected, attempts written before).
 
-        A commit whose acknowledgement was lost is repeated; it then finds its own generation
-        stored already, which is a success.
+        A commit whose acknowledgement was lost is repeated; it then finds its own attempt settled
+        or its own generation stored already, which is a success.
         """
         rows = await self._database.fetch(
-            "SELECT c.id, c.status, t.generation, t.access_token FROM connections c"
-            " LEFT JOIN token_sets t ON t.connection_id = c.id WHERE c.id = ANY($1::text[])",
+            "SELECT c.id, c.status, t.generation, t.access_token, s.attempt, s.state"
+            " FROM connections c LEFT JOIN token_sets t ON t.connection_id = c.id"
+            " LEFT JOIN refresh_schedule s ON s.connection_id = c.id WHERE c.id = ANY($1::text[])",
             list(missing),
         )
         known = {row["id"]: row for row in rows}
@@ -350,23 +353,27 @@ class PostgresRefreshes:
         repeated = {
             s.attempt
             for s in settlements
-            if s.tokens is not None
-            and s.connection_id in known
-            and known[s.connection_id]["generation"] == s.tokens.generation
-            and self._opens_to(known[s.connection_id]["access_token"], s)
+            if s.connection_id in known and self._is_written(known[s.connection_id], s)
         }
         return gone, repeated
 
-    def _opens_to(self, ciphertext: bytes, settlement: Settlement) -> bool:
+    def _is_written(self, row: Row, settlement: Settlement) -> bool:
         tokens = settlement.tokens
         if tokens is None:
+            settled = (settlement.attempt, settlement.state, settlement.generation)
+            return (row["attempt"], row["state"], row["generation"]) == settled
+        if row["generation"] != tokens.generation:
             return False
-        stored = self._cipher.decrypt(
-            ciphertext,
-            connection=settlement.connection_id,
-            column="access_token",
-            generation=tokens.generation,
-        )
+        try:
+            stored = self._cipher.decrypt(
+                row["access_token"],
+                connection=settlement.connection_id,
+                column="access_token",
+                generation=tokens.generation,
+            )
+        except DecryptionError:
+            # Not ours then: written meanwhile with a key that this process does not have.
+            return False
         return stored == tokens.access_token
 
     def _columns(self, settlement: Settlement) -> tuple[Any, ...]:
@@ -416,27 +423,30 @@ class PostgresRefreshes:
         claims: list[Claim] = []
         for row in rows:
             try:
-                claims.append(self._claim(row, next(delays[row["provider"]])))
+                tokens = token_set(row, self._cipher)
             except DecryptionError as error:
                 failure = Failure(code="decrypt_error", description=str(error), at=now)
                 await connection.execute(
                     _PUT_ASIDE, row["connection_id"], now + _LOOK_AGAIN, failure_json(failure)
                 )
+            else:
+                claims.append(_claim(row, tokens, next(delays[row["provider"]])))
         return claims
 
-    def _claim(self, row: Row, delay: float) -> Claim:
-        return Claim(
-            connection_id=row["connection_id"],
-            provider=row["provider"],
-            attempt=row["attempt"],
-            status=Status(row["status"]),
-            tokens=token_set(row, self._cipher),
-            requested_scopes=tuple(row["requested_scopes"]),
-            was_in_doubt=row["state"] == ClaimState.IN_DOUBT,
-            failures=row["failures"],
-            planned_at=row["due_at"],
-            delay=delay,
-        )
+
+def _claim(row: Row, tokens: TokenSet, delay: float) -> Claim:
+    return Claim(
+        connection_id=row["connection_id"],
+        provider=row["provider"],
+        attempt=row["attempt"],
+        status=Status(row["status"]),
+        tokens=tokens,
+        requested_scopes=tuple(row["requested_scopes"]),
+        was_in_doubt=row["state"] == ClaimState.IN_DOUBT,
+        failures=row["failures"],
+        planned_at=row["due_at"],
+        delay=delay,
+    )
 
 
 def _schedule(row: Row) -> ScheduleRow:
@@ -447,4 +457,5 @@ def _schedule(row: Row) -> ScheduleRow:
         failures=row["failures"],
         generation=row["generation"],
         has_refresh_token=row["refresh_token"] is not None,
+        arrived_expired=row["expires_at"] is not None and row["expires_at"] <= row["issued_at"],
     )

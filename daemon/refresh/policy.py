@@ -16,9 +16,9 @@ from typing import assert_never
 from daemon.config.settings import Refresh
 from daemon.domain.claim import Abandoned, Claim, ClaimState, Settlement
 from daemon.domain.connection import Connection, Failure, Status
-from daemon.domain.outcome import Granted, Outcome, OutcomeKind
+from daemon.domain.outcome import Outcome, OutcomeKind
 from daemon.domain.provider import Provider, Rotation, RotationKind
-from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.domain.tokens import CurrentToken, TokenSet, tokens_of
 
 # A token that lives no longer than its margin would be refreshed for ever: the margin gives way
 # to half of the lifetime.
@@ -95,24 +95,6 @@ def backoff(failures: int, chance: float, remaining: float | None) -> float:
     return max(wait, _SHORTEST_INTERVAL.total_seconds())
 
 
-def received(
-    granted: Granted, before: TokenSet, *, sent_at: datetime, default_lifetime: timedelta
-) -> TokenSet:
-    """Return the token set that follows ``before``; an absent refresh token keeps the old one."""
-    lifetime = granted.expires_in
-    if lifetime is None:
-        lifetime = default_lifetime.total_seconds()
-    return TokenSet(
-        generation=before.generation + 1,
-        access_token=granted.access_token,
-        refresh_token=granted.refresh_token or before.refresh_token,
-        token_type=granted.token_type,
-        scopes=before.scopes if granted.scopes is None else granted.scopes,
-        issued_at=sent_at,
-        expires_at=sent_at + timedelta(seconds=lifetime),
-    )
-
-
 def current_after(connection: Connection, tokens: TokenSet) -> CurrentToken:
     """Return what serving needs of a connection whose tokens were just stored."""
     return CurrentToken(
@@ -141,8 +123,13 @@ def decide(
 ) -> Decision:
     """Decide what to store after ``outcome`` and when to try again."""
     if outcome.granted is not None:
-        lifetime = provider.default_lifetime or settings.default_lifetime
-        tokens = received(outcome.granted, claim.tokens, sent_at=sent_at, default_lifetime=lifetime)
+        tokens = tokens_of(
+            outcome.granted,
+            before=claim.tokens,
+            requested=claim.requested_scopes,
+            sent_at=sent_at,
+            default_lifetime=provider.default_lifetime or settings.default_lifetime,
+        )
         due = due_at(tokens, claim.connection_id, settings)
         touched = claim.status is not Status.ACTIVE or claim.failures > 0
         return _decision(claim, now, tokens=tokens, due=due, touched=touched)
@@ -161,10 +148,7 @@ def decide(
             due = _resend_after(claim, provider.rotation, retry, now, again=claim.was_in_doubt)
             return _decision(claim, now, outcome, state=ClaimState.IN_DOUBT, due=due)
         case (
-            OutcomeKind.OK
-            | OutcomeKind.NOT_SENT
-            | OutcomeKind.REFUSED
-            | OutcomeKind.MISCONFIGURED
+            OutcomeKind.OK | OutcomeKind.NOT_SENT | OutcomeKind.REFUSED | OutcomeKind.MISCONFIGURED
         ):
             if not claim.was_in_doubt:
                 return _decision(claim, now, outcome, due=retry)

@@ -121,6 +121,8 @@ class TokenReader:
         if wants is Need.LONGER_THAN_GIVEN:
             return Reading(entry=entry, outcome="warned", warning=_clamped(entry, min_ttl))
         self._refuse_hopeless(entry, newer_than)
+        if entry.status is Status.REAUTHORIZATION_REQUIRED or not entry.refreshable:
+            return Reading(entry=entry, outcome="warned", warning=_best_there_is(entry))
         generation = entry.generation
         refusal = await self._refresh_entry(entry)
         after = await self.entry(connection_id)
@@ -242,9 +244,15 @@ def _clamped(entry: Entry, min_ttl: float) -> str:
 
 
 def _best_there_is(entry: Entry) -> str:
+    why = entry.failure
+    if why is None:
+        why = (
+            "the refresh has not finished in time."
+            if entry.refreshable
+            else "the provider gave no refresh token."
+        )
     return (
-        "This token has less life left than min_ttl asks for, and no newer one could be had: "
-        f"{entry.failure or 'the refresh has not finished in time.'}"
+        f"This token has less life left than min_ttl asks for, and no newer one could be had: {why}"
     )
 
 

@@ -23,7 +23,7 @@ from daemon.oauth.authorization import Authorizer
 from daemon.persistence.connections import Filter, PostgresConnections
 from daemon.refresh.reading import TokenReader
 from daemon.sidecar.access import Callers, Identity, unknown_connection
-from daemon.sidecar.bodies import read_json
+from daemon.sidecar.bodies import BODY_LIMIT, read_json
 from daemon.sidecar.connection_body import (
     CreateRequest,
     connection_body,
@@ -62,7 +62,7 @@ def create_api_app(parts: ApiParts) -> web.Application:
     """Return the application of the api listener."""
     api = _Api(parts)
     app = web.Application(
-        middlewares=[error_middleware(parts.entropy), _guarded(parts)], client_max_size=64 * 1024
+        middlewares=[error_middleware(parts.entropy), _guarded(parts)], client_max_size=BODY_LIMIT
     )
     one = "/v1/connections/{id}"
     app.add_routes(
@@ -273,9 +273,10 @@ class _Api:
         )
 
     def _due(self, tokens: TokenSet, wanted: CreateRequest, connection_id: str) -> datetime | None:
-        """Return when imported tokens are refreshed: at once where their age is unknown."""
+        """Return when imported tokens are refreshed: at once where none is known to be good."""
         known = wanted.tokens is not None and wanted.tokens.expires_at and tokens.access_token
-        return self._parts.plan(tokens, connection_id) if known else tokens.issued_at
+        good = known and tokens.expires_at is not None and tokens.expires_at > tokens.issued_at
+        return self._parts.plan(tokens, connection_id) if good else tokens.issued_at
 
 
 def _require(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from multidict import MultiMapping
 
-from daemon.domain.connection import Connection, Status
+from daemon.domain.connection import Connection, Status, is_connection_id
 from daemon.domain.errors import Problem
 
 _DEFAULT_LIMIT = 100
@@ -79,11 +79,11 @@ def _position(cursor: str | None) -> tuple[datetime, str] | None:
         padded = cursor + "=" * (-len(cursor) % 4)
         moment, _, connection_id = base64.urlsafe_b64decode(padded).decode().partition(" ")
         position = datetime.fromisoformat(moment)
-    except ValueError as error:
+        if position.tzinfo is None or not is_connection_id(connection_id):
+            raise _bad(_BAD_CURSOR)
+        return position.astimezone(UTC), connection_id
+    except (ValueError, OverflowError) as error:
         raise _bad(_BAD_CURSOR) from error
-    if position.tzinfo is None or not connection_id or "\0" in connection_id:
-        raise _bad(_BAD_CURSOR)
-    return position, connection_id
 
 
 def _bad(detail: str) -> Problem:

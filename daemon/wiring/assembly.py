@@ -41,6 +41,7 @@ from daemon.sidecar.api import ApiParts, create_api_app
 from daemon.sidecar.guard import Guard
 from daemon.sidecar.listener import Listener
 from daemon.sidecar.ops import create_ops_app
+from daemon.sidecar.protocol import Limits
 from daemon.sidecar.public import PublicParts, create_public_app
 from daemon.sidecar.token_route import TokenRoute
 from daemon.telemetry.events import TelemetryEvents
@@ -50,6 +51,10 @@ from daemon.wiring.configuration import Configuration
 from daemon.wiring.health import DaemonHealth
 from daemon.wiring.housekeeping import Housekeeping
 from daemon.wiring.tasks import Uncut
+
+
+# A callback's query may be 8 KiB; a longer one is still answered by a page.
+_CALLBACK_LINE = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +319,12 @@ class Daemon:
             clock=world.clock,
             entropy=world.entropy,
         )
-        return Listener(create_public_app(parts), name="public", entropy=world.entropy)
+        return Listener(
+            create_public_app(parts),
+            name="public",
+            entropy=world.entropy,
+            limits=Limits(line_size=_CALLBACK_LINE),
+        )
 
     def _plan_first(
         self, tokens: TokenSet, provider: Provider, connection_id: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -31,6 +32,8 @@ log = structlog.get_logger()
 # Kubernetes' terminationGracePeriodSeconds should be 75: the hard end of a request, the time to
 # store its reply, and the rest of the stop.
 _GRACE = 70.0
+# Three listeners of 4,096 connections each, and what refreshing needs.
+_OPEN_FILES = 16_384
 # Entries read into memory at the start: all of a sidecar's, and quick for a large database.
 _WARM = 10_000
 
@@ -56,6 +59,7 @@ async def serve(
         ExceptionGroup: a background task died; its cause is inside.
     """
     stop = asyncio.Event()
+    _allow_many_files()
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         background: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -75,6 +79,14 @@ async def serve(
             for task in tasks:
                 task.cancel()
     log.info("stopped")
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files: listeners alone may hold some thousands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _embedded(

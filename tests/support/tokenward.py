@@ -102,7 +102,7 @@ class Tokenward:
         self.write_config()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, '/tmp/t1/run.py', str(self.config_path)],
+                [sys.executable, "-m", "daemon", "--config", str(self.config_path), "run"],
                 cwd=ROOT,
                 env={"PATH": os.environ["PATH"], "HOME": str(self.directory)},
                 stdin=subprocess.DEVNULL,
@@ -198,7 +198,7 @@ class Tokenward:
         """End the process whatever happened, and show its log where the test failed."""
         await self.close()
         if error is not None:
-            print(f"--- log of {self.directory.name}\n{self.log()[-20000:]}")
+            sys.stderr.write(f"--- log of {self.directory.name}\n{self.log()[-20000:]}\n")
 
     async def close(self) -> None:
         """End the process if it still runs."""

@@ -16,7 +16,7 @@ from daemon.domain.outcome import FailureReason, Granted, Outcome, OutcomeKind
 from daemon.oauth.authorization_errors import Failed, Fault, explain
 from daemon.oauth.authorization_response import CallbackParams, CallbackRejection
 from daemon.oauth.authorization_words import OURS, PROVIDERS
-from daemon.oauth.redirection import STORE_PATIENCE, Completed, exchange_fault, first_tokens
+from daemon.oauth.redirection import STORE_PATIENCE, Completed, exchange_fault
 from tests.support.authorization import ACME, GRANTED, ISSUER, PENDING, START, Flow
 
 OTHER_BROWSER = "x" * 43
@@ -329,8 +329,12 @@ def test_a_first_reply_becomes_a_token_set(
     granted: Granted, lifetime: int, scopes: tuple[str, ...]
 ) -> None:
     """Lifetimes count from the send and never lack; absent scopes are the requested ones."""
-    tokens = first_tokens(
-        granted, requested=("asked",), sent_at=START, default_lifetime=timedelta(minutes=10)
+    tokens = tokens_of(
+        granted,
+        requested=("asked",),
+        sent_at=START,
+        default_lifetime=timedelta(minutes=10),
+        before=None,
     )
 
     assert tokens.issued_at == START

@@ -1,0 +1,253 @@
+"""The refresh store in memory: the same pure decisions over dictionaries, and a few faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from daemon.domain.admission import ProviderState, admit, admitted, after_outcome, again_in
+from daemon.domain.claim import (
+    Abandoned,
+    Claim,
+    ClaimState,
+    DueClaims,
+    Refusal,
+    RefusalReason,
+    Settled,
+    Settlement,
+)
+from daemon.domain.claimable import ScheduleRow, Wanted, refusal
+from daemon.domain.clock import Clock
+from daemon.domain.connection import Failure, Status
+from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.outcome import Outcome
+from daemon.domain.tokens import CurrentToken, TokenSet
+
+
+@dataclass
+class MemoryRow:
+    """What is stored of one connection."""
+
+    id: str
+    provider: str
+    tokens: TokenSet
+    due_at: datetime | None
+    status: Status = Status.ACTIVE
+    state: ClaimState = ClaimState.IDLE
+    attempt: str | None = None
+    take_over_at: datetime | None = None
+    failures: int = 0
+    last_error: Failure | None = None
+
+    def schedule(self) -> ScheduleRow:
+        """Return what the decision over a claim looks at."""
+        expires_at = self.tokens.expires_at
+        return ScheduleRow(
+            status=self.status,
+            state=self.state,
+            due_at=self.due_at,
+            failures=self.failures,
+            generation=self.tokens.generation,
+            has_refresh_token=self.tokens.refresh_token is not None,
+            arrived_expired=expires_at is not None and expires_at <= self.tokens.issued_at,
+        )
+
+
+class MemoryRefreshes:
+    """Ports: RefreshStore and CurrentTokens. Each method is one turn of the event loop.
+
+    While ``is_away`` every method raises. ``unacknowledged`` makes that many next calls of
+    ``settle`` raise after they have written, as a connection does that is cut after the commit.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.rows: dict[str, MemoryRow] = {}
+        self.states: dict[str, ProviderState] = {}
+        self.is_away = False
+        self.unacknowledged = 0
+        self.calls: list[str] = []
+        self._clock = clock
+        self._attempts = 0
+
+    async def claim_due(
+        self, *, room: Mapping[str, tuple[int, float]], owner: str, hold: timedelta, now: datetime
+    ) -> DueClaims:
+        """Claim what is due."""
+        del owner
+        self._called("claim_due")
+        clock = self._clock.now()
+        claims: list[Claim] = []
+        waits: list[float | None] = []
+        for name, (places, rate) in room.items():
+            admission = admit(self._state(name), rate=rate, wanted=places, now=clock)
+            due = sorted(
+                (row.due_at, row.id)
+                for row in self.rows.values()
+                if row.provider == name and row.due_at is not None and row.due_at <= now
+                if row.state is not ClaimState.SENDING
+            )
+            taken = [self.rows[one] for _, one in due[: len(admission.delays)]]
+            claims += [
+                self._claim(row, delay, hold)
+                for row, delay in zip(taken, admission.delays, strict=False)
+            ]
+            state = admitted(self._state(name), len(taken), rate=rate, now=clock)
+            self.states[name] = state
+            waits.append(again_in(state, places=places, taken=len(taken), rate=rate, now=clock))
+        soonest = min((wait for wait in waits if wait is not None), default=None)
+        return DueClaims(
+            claims=claims, states={name: self.states[name] for name in room}, again_in=soonest
+        )
+
+    async def claim(
+        self, wanted: Wanted, *, owner: str, hold: timedelta, now: datetime
+    ) -> Claim | Refusal:
+        """Claim one connection."""
+        del owner
+        self._called("claim")
+        row = self.rows.get(wanted.connection_id)
+        reason = refusal(None if row is None else row.schedule(), wanted, now)
+        if row is None or reason is not None:
+            return Refusal(
+                connection_id=wanted.connection_id,
+                reason=reason or RefusalReason.UNKNOWN,
+                retry_at=None if row is None else row.due_at,
+            )
+        admission = admit(
+            self._state(row.provider),
+            rate=wanted.rate,
+            wanted=1,
+            now=self._clock.now(),
+            forced=wanted.forced,
+        )
+        self.states[row.provider] = admission.state
+        if not admission.delays:
+            return Refusal(
+                connection_id=row.id,
+                reason=RefusalReason.PROVIDER_PAUSED,
+                retry_at=admission.retry_at,
+            )
+        claim = self._claim(row, admission.delays[0], hold)
+        row.due_at = min(row.due_at or now, now)
+        return claim
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
+        """Write how attempts ended."""
+        del now
+        self._called("settle")
+        answers = [self._settle(settlement) for settlement in settlements]
+        if self.unacknowledged > 0:
+            self.unacknowledged -= 1
+            raise DatabaseUnavailableError("the connection was cut after the commit")
+        return answers
+
+    async def abandoned(self, providers: Sequence[str], *, now: datetime) -> list[Abandoned]:
+        """Return claims whose take-over time has passed."""
+        del now
+        self._called("abandoned")
+        return [
+            Abandoned(
+                connection_id=row.id,
+                provider=row.provider,
+                attempt=row.attempt or "",
+                failures=row.failures,
+                generation=row.tokens.generation,
+                issued_at=row.tokens.issued_at,
+                expires_at=row.tokens.expires_at,
+            )
+            for row in self.rows.values()
+            if row.provider in providers and row.state is ClaimState.SENDING
+            if row.take_over_at is not None and row.take_over_at < self._clock.now()
+        ]
+
+    async def next_due(self, providers: Sequence[str], *, after: datetime) -> datetime | None:
+        """Return the soonest due time later than ``after``."""
+        self._called("next_due")
+        times = [row.due_at for row in self.rows.values() if row.provider in providers]
+        return min((time for time in times if time is not None and time > after), default=None)
+
+    async def learn(self, provider: str, outcome: Outcome) -> tuple[ProviderState, ProviderState]:
+        """Let the fleet know."""
+        self._called("learn")
+        before = self._state(provider)
+        self.states[provider] = after_outcome(before, outcome, self._clock.now())
+        return before, self.states[provider]
+
+    async def current(self, ids: Sequence[str]) -> list[CurrentToken]:
+        """Return what serving needs."""
+        self._called("current")
+        return [_current(self.rows[one]) for one in ids if one in self.rows]
+
+    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
+        """Return generation and status."""
+        self._called("versions")
+        rows = [self.rows[one] for one in ids if one in self.rows]
+        return {row.id: (row.tokens.generation, row.status) for row in rows}
+
+    def _called(self, method: str) -> None:
+        self.calls.append(method)
+        if self.is_away:
+            raise DatabaseUnavailableError("the database is away")
+
+    def _state(self, provider: str) -> ProviderState:
+        fresh = ProviderState(provider=provider, free_at=self._clock.now())
+        return self.states.setdefault(provider, fresh)
+
+    def _claim(self, row: MemoryRow, delay: float, hold: timedelta) -> Claim:
+        self._attempts += 1
+        claim = Claim(
+            connection_id=row.id,
+            provider=row.provider,
+            attempt=f"attempt {self._attempts}",
+            status=row.status,
+            tokens=row.tokens,
+            requested_scopes=(),
+            was_in_doubt=row.state is ClaimState.IN_DOUBT,
+            failures=row.failures,
+            planned_at=row.due_at,
+            delay=delay,
+        )
+        row.state, row.attempt = ClaimState.SENDING, claim.attempt
+        row.take_over_at = self._clock.now() + hold
+        return claim
+
+    def _settle(self, settlement: Settlement) -> Settled:
+        row = self.rows.get(settlement.connection_id)
+        if row is None or row.status is Status.DISCONNECTED:
+            return Settled.DISCONNECTED
+        open_ = row.state is ClaimState.SENDING or (
+            row.state is ClaimState.IN_DOUBT and settlement.tokens is not None
+        )
+        if row.attempt != settlement.attempt or not open_:
+            return Settled.STORED if _is_written(row, settlement) else Settled.SUPERSEDED
+        row.state, row.due_at = settlement.state, settlement.due_at
+        row.failures, row.take_over_at = settlement.failures, None
+        row.tokens = settlement.tokens or row.tokens
+        if settlement.touches_connection:
+            row.status, row.last_error = settlement.status, settlement.last_error
+        return Settled.STORED
+
+
+def _is_written(row: MemoryRow, settlement: Settlement) -> bool:
+    if settlement.tokens is not None:
+        return row.tokens == settlement.tokens
+    return (row.attempt, row.state) == (settlement.attempt, settlement.state)
+
+
+def _current(row: MemoryRow) -> CurrentToken:
+    failing = row.status is not Status.ACTIVE and row.last_error is not None
+    return CurrentToken(
+        connection=row.id,
+        provider=row.provider,
+        status=row.status,
+        generation=row.tokens.generation,
+        access_token=row.tokens.access_token,
+        token_type=row.tokens.token_type,
+        scopes=row.tokens.scopes,
+        issued_at=row.tokens.issued_at,
+        expires_at=row.tokens.expires_at,
+        refreshable=row.tokens.refresh_token is not None,
+        failure=row.last_error.description if failing and row.last_error else None,
+        retry_at=row.due_at if failing else None,
+    )
