@@ -161,7 +161,7 @@ class _Narrator:
         say(f"       {api}/v1/connections/{CONNECTION}/token")
         say(f"   Tokens live {lifetime} s; watch the next refresh come and go:")
         self._command("connections")
-        say("   What an operator would be alerted by:")
+        say("   Metrics, for example how many refreshes there were:")
         ops = f"http://127.0.0.1:{self.example.ports.ops}"
         say(f"     curl -s {ops}/metrics | grep tokenward_refreshes_total")
         say()

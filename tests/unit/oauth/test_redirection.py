@@ -13,6 +13,7 @@ import pytest
 from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError, KeyringError
 from daemon.domain.outcome import FailureReason, Granted, Outcome, OutcomeKind
+from daemon.domain.tokens import tokens_of
 from daemon.oauth.authorization_errors import Failed, Fault, explain
 from daemon.oauth.authorization_response import CallbackParams, CallbackRejection
 from daemon.oauth.authorization_words import OURS, PROVIDERS
