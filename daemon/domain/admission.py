@@ -107,9 +107,7 @@ def after_outcome(state: ProviderState, outcome: Outcome, now: datetime) -> Prov
     learned = state
     match outcome.kind:
         case OutcomeKind.OK | OutcomeKind.REAUTHORIZE:
-            # Only a probe's own pause ends with it: another request's Retry-After stays in force.
-            paused_until = state.paused_until if state.circuit is None else None
-            return replace(state, failures=0, circuit=None, paused_until=paused_until)
+            return _closed(state)
         case OutcomeKind.MISCONFIGURED:
             learned = replace(state, failures=state.failures + 1)
             # A bare 401 or 404 may be a gateway's: only an OAuth error code is certain at once.
@@ -120,11 +118,18 @@ def after_outcome(state: ProviderState, outcome: Outcome, now: datetime) -> Prov
             if learned.failures >= FAILURES_THAT_OPEN:
                 learned = _opened(learned, "unavailable", now)
         case OutcomeKind.REFUSED:
-            pass
+            # A well-formed no is an answer: the provider is there.
+            learned = _closed(state) if state.circuit == "unavailable" else state
     if outcome.retry_after is None:
         return learned
     until = now + timedelta(seconds=outcome.retry_after)
     return replace(learned, paused_until=_later(learned, until))
+
+
+def _closed(state: ProviderState) -> ProviderState:
+    """End the circuit with its pause; a ``Retry-After`` that is running stays in force."""
+    paused_until = state.paused_until if state.circuit is None else None
+    return replace(state, failures=0, circuit=None, paused_until=paused_until)
 
 
 def _opened(state: ProviderState, reason: str, now: datetime) -> ProviderState:

@@ -194,6 +194,7 @@ class Refresher:
             return await self._pursue(wanted, give_up)
         finally:
             self._slots.give(wanted.provider)
+            self._on_schedule(0.0)
 
     async def _pursue(self, wanted: Wanted, give_up: float) -> Refusal | None:
         clock = self._ports.clock

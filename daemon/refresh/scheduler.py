@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from datetime import datetime
 
 from daemon.domain.claim import DueClaims
@@ -57,7 +58,8 @@ class Scheduler:
         self._slots = slots
         self._providers = providers
         self._woken = asyncio.Event()
-        self._wakes_at = 0.0
+        self._changed = asyncio.Event()
+        self._expected = inf
         self._turn = 0
         self._stopping = False
 
@@ -80,9 +82,11 @@ class Scheduler:
         self._woken.set()
 
     def expect(self, seconds: float) -> None:
-        """Make sure that a sweep runs in ``seconds``."""
-        if self._sweep.clock.boottime() + seconds < self._wakes_at:
-            self._woken.set()
+        """Make sure that a sweep runs in ``seconds``, also when told in the middle of one."""
+        at = self._sweep.clock.boottime() + seconds
+        if at < self._expected:
+            self._expected = at
+            self._changed.set()
 
     async def _once(self) -> float:
         """Claim and start what is due; return the seconds until the next sweep is needed."""
@@ -158,13 +162,19 @@ class Scheduler:
             self._refresher.learned(name, unwell=state.failures > 0 or state.circuit is not None)
 
     async def _sleep(self, seconds: float) -> None:
+        """Sleep until ``seconds`` have passed, the expected time comes, or somebody wakes us."""
         clock = self._sweep.clock
-        self._wakes_at = clock.boottime() + seconds
-        sleep = asyncio.ensure_future(clock.sleep(seconds))
-        woken = asyncio.ensure_future(self._woken.wait())
-        try:
-            await asyncio.wait({sleep, woken}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleep.cancel()
-            woken.cancel()
-            self._woken.clear()
+        self._expected = min(self._expected, clock.boottime() + seconds)
+        while not self._woken.is_set() and (left := self._expected - clock.boottime()) > 0:
+            self._changed.clear()
+            waits = [
+                asyncio.ensure_future(wait)
+                for wait in (clock.sleep(left), self._woken.wait(), self._changed.wait())
+            ]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+        self._woken.clear()
+        self._expected = inf

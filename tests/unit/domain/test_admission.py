@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.domain.admission import (
+    BARE_REFUSALS_THAT_OPEN,
     BURST,
     FAILURES_THAT_OPEN,
     PROBE_INTERVAL,
@@ -26,6 +28,7 @@ from tests.support.clock import START
 FRESH = ProviderState(provider="acme", free_at=START)
 PAUSED = replace(FRESH, paused_until=START + timedelta(hours=1))
 OPEN = replace(FRESH, circuit="unavailable", failures=5)
+INVALID_CLIENT = Outcome(kind=OutcomeKind.MISCONFIGURED, error="invalid_client")
 OK = Outcome(kind=OutcomeKind.OK, granted=Granted(access_token="a"))
 
 
@@ -128,7 +131,7 @@ def test_nothing_shortens_a_pause() -> None:
     both = replace(OPEN, paused_until=PAUSED.paused_until)
     forced = admit(both, rate=10, wanted=1, now=now, forced=True)
     assert forced.state.paused_until == PAUSED.paused_until
-    opened = after_outcome(PAUSED, Outcome(kind=OutcomeKind.MISCONFIGURED), now)
+    opened = after_outcome(PAUSED, INVALID_CLIENT, now)
     assert opened.circuit == "misconfigured"
     assert opened.paused_until == PAUSED.paused_until
 
@@ -158,9 +161,17 @@ def test_failures_in_a_row_open_the_circuit(kind: OutcomeKind) -> None:
 
 def test_a_misconfigured_client_opens_the_circuit_at_once() -> None:
     """Our own mistake is not repeated for each connection."""
-    state = after_outcome(FRESH, Outcome(kind=OutcomeKind.MISCONFIGURED), START)
+    state = after_outcome(FRESH, INVALID_CLIENT, START)
     assert state.circuit == "misconfigured"
     assert state.paused_until == START + PROBE_INTERVAL
+
+
+def test_a_bare_refusal_opens_the_circuit_when_it_repeats() -> None:
+    """A 401 or 404 without an OAuth error may be a gateway's: it takes several in a row."""
+    state = FRESH
+    for number in range(1, BARE_REFUSALS_THAT_OPEN + 1):
+        state = after_outcome(state, Outcome(kind=OutcomeKind.MISCONFIGURED), START)
+        assert (state.circuit is not None) == (number == BARE_REFUSALS_THAT_OPEN)
 
 
 def test_retry_after_pauses_the_provider() -> None:
@@ -250,5 +261,5 @@ def test_an_open_circuit_never_sees_two_probes_within_thirty_seconds(
         if admission.delays:
             kind = OutcomeKind.IN_DOUBT if next(answers, True) else OutcomeKind.REFUSED
             state = after_outcome(state, Outcome(kind=kind), now)
-    gaps = [later - sooner for sooner, later in zip(probes, probes[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in pairwise(probes)]
     assert all(gap >= PROBE_INTERVAL.total_seconds() for gap in gaps)

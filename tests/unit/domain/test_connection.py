@@ -1,9 +1,8 @@
-"""Names of connections, and how long tokens are good."""
+"""Names of connections."""
 
 from __future__ import annotations
 
 import re
-from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -11,8 +10,6 @@ from hypothesis import strategies as st
 
 from daemon.domain.clock import system_entropy
 from daemon.domain.connection import ID_LETTERS, is_connection_id, new_connection_id
-from daemon.domain.tokens import TokenSet
-from tests.support.clock import START
 
 
 @pytest.mark.parametrize("text", ["a", "0", "acme-1", "A.b_c:d@e-f", "x" * 128, "con_0aZ"])
@@ -47,32 +44,3 @@ def test_new_ids_are_ids(octets: bytes) -> None:
 def test_new_ids_differ() -> None:
     """Two new ids are never the same."""
     assert len({new_connection_id(system_entropy) for _ in range(1000)}) == 1000
-
-
-@pytest.mark.parametrize("life", [-1.5, 0.0, 3600.0, None])
-def test_good_for(life: float | None) -> None:
-    """A token set tells how long it is good, which may be for ever or not at all."""
-    tokens = TokenSet(
-        generation=1,
-        access_token="a",
-        refresh_token=None,
-        token_type="Bearer",
-        scopes=(),
-        issued_at=START - timedelta(hours=1),
-        expires_at=None if life is None else START + timedelta(seconds=life),
-    )
-    assert tokens.good_for(START) == life
-
-
-def test_tokens_are_not_in_a_repr() -> None:
-    """Printing a token set shows no secret."""
-    tokens = TokenSet(
-        generation=1,
-        access_token="access-canary",
-        refresh_token="refresh-canary",
-        token_type="Bearer",
-        scopes=(),
-        issued_at=START,
-        expires_at=None,
-    )
-    assert "canary" not in repr(tokens)
