@@ -60,7 +60,8 @@ def ask_startup(address: Address) -> Startup | None:
         return None
     finally:
         connection.close()
-    if not isinstance(body, dict) or "status" not in body:
+    # A problem of another listener has a number there.
+    if not isinstance(body, dict) or not isinstance(body.get("status"), str):
         return None
     reasons = body.get("reasons")
     texts = tuple(map(str, reasons)) if isinstance(reasons, list) else ()

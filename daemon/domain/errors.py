@@ -66,6 +66,10 @@ class KeyringError(StorageError):
     """An encryption key is wrong or missing. No row was touched."""
 
 
+class JournalError(StorageError):
+    """The journal cannot take anything now; what it holds is safe."""
+
+
 class DecryptionError(StorageError):
     """A ciphertext was changed, moved from another place, or needs a key that is not configured.
 

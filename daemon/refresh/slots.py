@@ -6,8 +6,9 @@ Callers who wait come before whatever the sweep would start, so a backlog never 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from itertools import count
 
 
 class Slots:
@@ -17,7 +18,10 @@ class Slots:
         self._total = total
         self._at_provider = at_provider
         self._used: Counter[str] = Counter()
-        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
+        # A line for each provider, so that a long one costs nothing at each place given back. The
+        # numbers are the order of arrival over all lines.
+        self._lines: dict[str, OrderedDict[asyncio.Future[None], int]] = {}
+        self._arrivals = count()
 
     def in_flight(self, provider: str) -> int:
         """Return how many places are taken at ``provider``."""
@@ -25,11 +29,7 @@ class Slots:
 
     def free(self, provider: str) -> int:
         """Return how many more may start at ``provider`` now, after those who wait."""
-        waiting = sum(name == provider for name, _ in self._waiting)
-        room = min(
-            self._total() - self._used.total(), self._at_provider(provider) - self._used[provider]
-        )
-        return max(0, room - waiting)
+        return max(0, self._room(provider) - len(self._lines.get(provider, ())))
 
     def take_now(self, provider: str, count: int) -> None:
         """Take ``count`` places that ``free`` has just promised."""
@@ -41,25 +41,43 @@ class Slots:
             self.take_now(provider, 1)
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((provider, place))
+        self._lines.setdefault(provider, OrderedDict())[place] = next(self._arrivals)
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
+            if place.cancelled():
+                self._leave(provider, place)
+            else:
                 self.give(provider)
             raise
 
     def give(self, provider: str, count: int = 1) -> None:
         """Return places; the first who wait and may start receive them."""
         self._used[provider] -= count
-        still_waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
-        waiting, self._waiting = self._waiting, deque()
-        for name, place in waiting:
-            if place.done():
-                continue
-            if self.free(name) > 0:
+        while (found := self._next()) is not None:
+            name, place = found
+            self._leave(name, place)
+            if not place.done():
                 self.take_now(name, 1)
                 place.set_result(None)
-            else:
-                still_waiting.append((name, place))
-        self._waiting = still_waiting
+
+    def _room(self, provider: str) -> int:
+        return min(
+            self._total() - self._used.total(), self._at_provider(provider) - self._used[provider]
+        )
+
+    def _next(self) -> tuple[str, asyncio.Future[None]] | None:
+        """Return who has waited longest of those who may start."""
+        heads = [
+            (number, name, place)
+            for name, line in self._lines.items()
+            for place, number in [next(iter(line.items()))]
+            if self._room(name) > 0
+        ]
+        return min(heads)[1:] if heads else None
+
+    def _leave(self, provider: str, place: asyncio.Future[None]) -> None:
+        line = self._lines.get(provider, OrderedDict())
+        line.pop(place, None)
+        if not line:
+            self._lines.pop(provider, None)

@@ -41,7 +41,7 @@ class Demonstration:
         options = ["--api-port", api, "--public-port", public, "--ops-port", ops]
         options += ["--provider-port", provider, "--token-lifetime", "4s", "--no-browser"]
         with self.printed.open("wb") as output:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 [sys.executable, "-m", "daemon", "demo", "--state-dir", self.state_dir, *options],
                 cwd=self.directory,
                 env=self.environ,
@@ -145,7 +145,7 @@ async def test_demo_goes_on_where_it_ended(demonstration: Demonstration) -> None
 def test_demo_names_a_port_that_is_taken(demonstration: Demonstration) -> None:
     """Before anything is started, a taken port is named with the option that changes it."""
     taken = str(demonstration.ports[0])
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - our own interpreter
         [sys.executable, "-m", "daemon", "demo", "--ops-port", taken, "--public-port", taken],
         cwd=demonstration.directory,
         env=demonstration.environ,

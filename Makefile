@@ -1,0 +1,58 @@
+# The commands of this repository. Each sets up what it needs in .venv (see .ci/bootstrap.py).
+
+PYTHON ?= python3
+UV ?= uv
+BIN := .venv/bin
+BOOTSTRAP := $(PYTHON) .ci/bootstrap.py
+# A worker starts a PostgreSQL of its own: past some number they only wait for the disk.
+PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 8 --dist loadfile
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate
+
+.PHONY: help
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+.PHONY: run
+run:  ## a daemon with its own database and authorization server, ready to click through
+	@$(BOOTSTRAP) run
+	@$(BIN)/tokenward demo
+
+.PHONY: test
+test:  ## all tests (one file: make test TESTS=tests/unit/...)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) $(TESTS)
+
+.PHONY: check
+check: lint test  ## what must hold before a commit: lint, types, imports, tests
+
+.PHONY: lint
+lint:  ## everything of check but the tests
+	@$(BOOTSTRAP) dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format:  ## format the code and repair what ruff can
+	@$(BOOTSTRAP) dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+.PHONY: bench
+bench:  ## the measurements of bench/, on this machine
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m bench
+
+.PHONY: lock
+lock:  ## newest versions into requirements/*.lock (needs uv)
+	$(COMPILE) --upgrade --extra demo --group build pyproject.toml -o requirements/run.lock
+	$(COMPILE) --upgrade --extra demo --group build --group test --group check \
+		--constraint requirements/run.lock pyproject.toml -o requirements/dev.lock
+
+.PHONY: clean
+clean:  ## remove everything that the commands above have made here (not the demonstration's data)
+	rm -rf .venv .cache .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+		.import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

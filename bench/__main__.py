@@ -1,0 +1,73 @@
+"""``python -m bench``: run measurements, print a table and a line of JSON for each."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench import token_read
+from bench.paired import Report
+
+_PAIRS, _PAIRS_SHORT = 12, 3
+_SECONDS, _SECONDS_SHORT = 0.4, 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    pairs: int
+    seconds: float
+    is_short: bool
+
+
+def _measurements(options: _Options) -> dict[str, Callable[[Path], Awaitable[Report]]]:
+    return {
+        "token_read": partial(token_read.measure, pairs=options.pairs, seconds=options.seconds),
+    }
+
+
+async def _run(options: _Options, only: list[str]) -> bool:
+    all_met = True
+    for name, measure in _measurements(options).items():
+        if only and name not in only:
+            continue
+        directory = Path(tempfile.mkdtemp(prefix=f"bench-{name}-"))
+        try:
+            report = await measure(directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        report.show()
+        all_met &= all(goal.met for goal in report.goals)
+    return all_met
+
+
+def main() -> int:
+    """Run what was asked for; 1 where a goal was missed and ``--strict`` was given."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--only", action="append", default=[], metavar="NAME")
+    parser.add_argument("--short", action="store_true", help="fewer, shorter rounds: a quick look")
+    parser.add_argument("--pairs", type=int, help=f"paired rounds (default {_PAIRS})")
+    parser.add_argument("--seconds", type=float, help=f"a round's length (default {_SECONDS})")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a goal is missed")
+    given = parser.parse_args()
+    options = _Options(
+        pairs=given.pairs or (_PAIRS_SHORT if given.short else _PAIRS),
+        seconds=given.seconds or (_SECONDS_SHORT if given.short else _SECONDS),
+        is_short=given.short,
+    )
+    known = list(_measurements(options))
+    unknown = sorted(set(given.only) - set(known))
+    if unknown:
+        parser.error(f"no measurement is called {', '.join(unknown)}; there are {', '.join(known)}")
+    all_met = asyncio.run(_run(options, given.only))
+    return 1 if given.strict and not all_met else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

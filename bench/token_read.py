@@ -1,0 +1,157 @@
+"""Token reads of the real daemon, over TCP and a Unix socket, paired with bare aiohttp handlers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.bare_handler import PATH
+from bench.load import Generator, Target, generator
+from bench.paired import Comparison, Goal, Report, Round, in_turns, summary
+from bench.processes import SERVER_CORE, pin, running
+from daemon.domain.clock import SystemClock
+from tests.support.tokenward import Tokenward
+
+CONNECTIONS = (1, 16, 64)
+GOAL = 0.85
+GOAL_P99_MS = 2.0
+# As long as a common JWT access token.
+TOKEN = "e" * 900
+
+
+def provider(port: int = 9, **members: Any) -> dict[str, Any]:
+    """Return a provider entry whose token endpoint is at a local port."""
+    return {
+        "authorization_endpoint": f"http://127.0.0.1:{port}/authorize",
+        "token_endpoint": f"http://127.0.0.1:{port}/token",
+        "client_id": "bench",
+        "client_secret": "not-so-secret-0123456789",
+        **members,
+    }
+
+
+def imported(lifetime: timedelta) -> dict[str, str]:
+    """Return the ``tokens`` member of a connection whose access token lives for so long."""
+    expires_at = SystemClock().now() + lifetime
+    return {
+        "access_token": TOKEN,
+        "refresh_token": "r" * 64,
+        "expires_at": expires_at.isoformat(timespec="seconds"),
+    }
+
+
+@asynccontextmanager
+async def serving(directory: Path, providers: dict[str, Any]) -> AsyncIterator[Tokenward]:
+    """Run a daemon on the servers' core, quiet, with a Unix socket at ``api.sock``."""
+    daemon = Tokenward(directory, {"providers": providers, "log": {"level": "warning"}})
+    daemon.settings["listen"]["api"]["unix_socket"] = str(directory / "api.sock")
+    async with daemon:
+        pin(pid_of(daemon), SERVER_CORE)
+        yield daemon
+
+
+def pid_of(daemon: Tokenward) -> int:
+    """Return the process id of a daemon that runs."""
+    if daemon.process is None:
+        raise AssertionError("not started")
+    return daemon.process.pid
+
+
+def target_of(daemon: Tokenward, connection: str = "bench") -> Target:
+    """Return a connection's token read over TCP."""
+    return Target(
+        place=int(daemon.api_url.rpartition(":")[2]),
+        path=f"/v1/connections/{connection}/token",
+        key=daemon.key,
+        pid=pid_of(daemon),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The same target twice: how it is reached over TCP and over its Unix socket."""
+
+    tcp: Target
+    unix: Target
+
+    @classmethod
+    def of(cls, tcp: Target, unix_socket: Path) -> _Place:
+        return cls(tcp, replace(tcp, place=str(unix_socket)))
+
+
+async def measure(directory: Path, *, pairs: int, seconds: float) -> Report:
+    """Measure rounds of ``seconds`` each, ``pairs`` of them, at every number of connections."""
+    rows: list[dict[str, str | float]] = []
+    goals: list[Goal] = []
+    async with AsyncExitStack() as stack:
+        daemon = await stack.enter_async_context(serving(directory, {"acme": provider()}))
+        await daemon.create("acme", id="bench", tokens=imported(timedelta(days=30)))
+        body = directory / "body.json"
+        body.write_bytes((await daemon.token("bench")).content)
+        places = {"tokenward": _Place.of(target_of(daemon), directory / "api.sock")}
+        for kind in ("app", "server"):
+            places[f"aiohttp {kind}"] = await stack.enter_async_context(
+                _bare(kind, body, directory / f"{kind}.sock", key=daemon.key)
+            )
+        load = await stack.enter_async_context(generator())
+        for transport in ("tcp", "unix"):
+            targets = {
+                name: place.tcp if transport == "tcp" else place.unix
+                for name, place in places.items()
+            }
+            for connections in CONNECTIONS:
+                rounds = await _rounds(load, targets, connections, pairs, seconds)
+                rows += _rows(f"{transport} {connections}", rounds)
+                goals += _goals(f"{transport}, {connections} connections", rounds)
+    return Report(name="token_read", rows=rows, goals=goals)
+
+
+@asynccontextmanager
+async def _bare(kind: str, body: Path, unix_socket: Path, *, key: str) -> AsyncIterator[_Place]:
+    async with running(
+        "bare_handler", kind, str(body), str(unix_socket), core=SERVER_CORE
+    ) as process:
+        port = (await process.ask())["port"]
+        yield _Place.of(Target(place=port, path=PATH, key=key, pid=process.pid), unix_socket)
+
+
+async def _rounds(
+    load: Generator, targets: dict[str, Target], connections: int, pairs: int, seconds: float
+) -> dict[str, list[Round]]:
+    measures = {
+        name: partial(load.run, target, connections=connections, seconds=seconds)
+        for name, target in targets.items()
+    }
+    return await in_turns(measures, pairs=pairs)
+
+
+def _rows(place: str, rounds: dict[str, list[Round]]) -> list[dict[str, str | float]]:
+    ours = rounds["tokenward"]
+    rows: list[dict[str, str | float]] = []
+    for name, theirs in rounds.items():
+        found = Comparison.of(ours, theirs)
+        is_own = theirs is ours
+        rows.append(
+            {"place": place, "server": name}
+            | summary(theirs)
+            | {
+                "our rate ÷ its": "" if is_own else str(found.rate),
+                "our CPU ÷ its": "" if is_own else str(found.cpu),
+            }
+        )
+    return rows
+
+
+def _goals(place: str, rounds: dict[str, list[Round]]) -> list[Goal]:
+    ours = rounds["tokenward"]
+    rate = Comparison.of(ours, rounds["aiohttp app"]).rate.middle
+    p99 = float(summary(ours)["p99 ms"])
+    goals = [Goal(what=f"rate, {place}", value=rate, bound=GOAL)]
+    if place.endswith("64 connections"):
+        goals.append(Goal(what=f"p99 ms, {place}", value=p99, bound=GOAL_P99_MS, is_ceiling=True))
+    return goals

@@ -1,0 +1,312 @@
+"""The journal: token replies on this machine's disk before anybody looks at them.
+
+From a reply's last byte to the database's commit the only copy of a rotated refresh token would
+be in memory. So the raw reply is appended here, encrypted and checksummed, and ``fdatasync``
+returns before the reply is parsed. Space is reserved before a request is sent: a full disk stops
+sending, never storing. A file whose sync has failed is never trusted again, for the kernel may
+have dropped its dirty pages and call the next sync a success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from daemon.domain.clock import Clock, Entropy
+from daemon.domain.errors import DecryptionError, JournalError
+from daemon.domain.journal import JournaledReply, Purpose
+from daemon.domain.reply import RawReply
+from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.segments import Kind, Record, Segment, encode, scan, segment_files
+
+log = structlog.get_logger()
+
+# A reservation holds a reply of about 48 KiB with its envelope; replies have 1 to 8 KiB.
+RESERVATION = 64 * 1024
+# Room for 128 attempts in flight: twice the default concurrency.
+SEGMENT_SIZE = 8 * 1024 * 1024
+# A database may lose acknowledged commits in a failover, or be restored from last night's backup:
+# settled replies are kept for as long as it takes to notice.
+KEEP_SETTLED = 24 * 3600.0
+_COLUMN = "journal"
+_OWNER_BYTES = 9
+
+
+class Journal:
+    """The journal of one state directory. One process at a time; one event loop.
+
+    ``open`` before anything else; ``pending`` is what was there and is not settled.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        cipher: TokenCipher,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        segment_size: int = SEGMENT_SIZE,
+    ) -> None:
+        self._directory = state_dir / "journal"
+        self._cipher = cipher
+        self._clock = clock
+        self._entropy = entropy
+        self._segment_size = segment_size
+        self._segment: Segment | None = None
+        self._lock: int | None = None
+        self._reserved = 0
+        # Whose replies are in which file: attempts of a segment that are not settled.
+        self._unsettled: dict[str, int] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self.owner = ""
+
+    def __len__(self) -> int:
+        """Return how many replies are not settled."""
+        return len(self._unsettled)
+
+    def open(self) -> list[JournaledReply]:
+        """Take the journal and return the replies that were not settled, oldest first. Blocks.
+
+        Raises:
+            JournalError: another process has it, or the directory cannot be used.
+        """
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._take_lock()
+            self.owner = self._read_owner()
+            pending = self._read_all()
+            self._segment = self._new_segment()
+        except OSError as error:
+            raise JournalError(
+                f"the journal in {self._directory} cannot be used: {error.strerror}. It needs a "
+                "disk with room that survives a restart"
+            ) from error
+        return pending
+
+    async def close(self) -> None:
+        """Write what waits and let go. What is pending stays for the next ``open``."""
+        if self._writer is not None:
+            await self._writer
+        self._thread.shutdown(wait=True)
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @asynccontextmanager
+    async def reserved(self) -> AsyncIterator[None]:
+        """Hold room for one reply, from before its request is sent until it is kept.
+
+        Raises:
+            JournalError: there is no room; nothing may be sent.
+        """
+        self._reserved += RESERVATION
+        try:
+            if self._segment is None or self._segment.room < self._reserved:
+                await self._in_thread(self._roll)
+            yield
+        finally:
+            self._reserved -= RESERVATION
+
+    async def keep(self, entry: JournaledReply) -> None:
+        """Return when the reply is on the disk. Replies that come together share one sync.
+
+        Raises:
+            JournalError: it is not; the reply in memory is the only copy.
+        """
+        payload = self._seal(entry)
+        await self._append(encode(Record(kind=Kind.REPLY, payload=payload)))
+        if self._segment is not None:
+            self._unsettled[entry.attempt] = self._segment.number
+
+    async def settled(self, attempt: str) -> None:
+        """Note that the database has what ``keep`` was given. Lost notes only cost a look."""
+        if self._unsettled.pop(attempt, None) is None:
+            return
+        try:
+            await self._append(encode(Record(kind=Kind.SETTLED, payload=attempt.encode())))
+        except JournalError:
+            return
+
+    async def clean(self) -> None:
+        """Remove old segments that hold nothing unsettled."""
+        await self._in_thread(self._clean)
+
+    async def _append(self, content: bytes) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((content, done))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_all(), name="journal")
+        await done
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            content = b"".join(part for part, _ in group)
+            try:
+                await self._in_thread(partial(self._write, content))
+            except JournalError as error:
+                for _, done in group:
+                    if not done.done():
+                        done.set_exception(error)
+            else:
+                for _, done in group:
+                    if not done.done():
+                        done.set_result(None)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except OSError as error:
+            log.warning("journal_failed", error=error.strerror)
+            raise JournalError(
+                f"the journal in {self._directory} cannot be written: {error.strerror}. Give its "
+                "disk room, or move state_dir to a sound one"
+            ) from error
+
+    def _write(self, content: bytes) -> None:
+        """Append to the segment; after a failure to a new one, once."""
+        if self._segment is None or self._segment.room < len(content):
+            self._roll(at_least=len(content))
+        try:
+            self._current.append(content)
+        except OSError as error:
+            log.warning("journal_file_abandoned", error=error.strerror)
+            self._roll(at_least=len(content))
+            self._current.append(content)
+
+    @property
+    def _current(self) -> Segment:
+        if self._segment is None:
+            raise OSError("there is no segment")
+        return self._segment
+
+    def _roll(self, at_least: int = 0) -> None:
+        old, self._segment = self._segment, None
+        if old is not None:
+            old.close()
+        self._segment = self._new_segment(at_least)
+
+    def _new_segment(self, at_least: int = 0) -> Segment:
+        files = segment_files(self._directory)
+        number = int(files[-1].name.split(".")[0]) + 1 if files else 1
+        return Segment(self._directory, number, max(self._segment_size, at_least))
+
+    def _clean(self) -> None:
+        holding = set(self._unsettled.values())
+        oldest = self._clock.now().timestamp() - KEEP_SETTLED
+        for path in segment_files(self._directory):
+            number = int(path.name.split(".")[0])
+            current = self._segment is not None and self._segment.number == number
+            if not current and number not in holding and path.stat().st_mtime < oldest:
+                path.unlink()
+
+    def _take_lock(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._lock = os.open(self._directory / "lock", flags, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JournalError(
+                f"another tokenward uses the journal in {self._directory}. Stop it, or give this "
+                "one a state_dir of its own"
+            ) from error
+
+    def _read_owner(self) -> str:
+        """Return the name under which this journal's claims are taken; the same after a restart."""
+        path = self._directory / "owner"
+        try:
+            return path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            owner = self._entropy(_OWNER_BYTES).hex()
+            draft = path.with_suffix(".new")
+            draft.unlink(missing_ok=True)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(owner + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+            return owner
+
+    def _read_all(self) -> list[JournaledReply]:
+        pending: dict[str, JournaledReply] = {}
+        for path in segment_files(self._directory):
+            number = int(path.name.split(".")[0])
+            contents = scan(path.read_bytes())
+            if contents.damaged:
+                log.error("journal_damaged", file=str(path), places=contents.damaged)
+            for record in contents.records:
+                if record.kind is Kind.SETTLED:
+                    attempt = record.payload.decode("ascii", "replace")
+                    pending.pop(attempt, None)
+                    self._unsettled.pop(attempt, None)
+                    continue
+                entry = self._unseal(record.payload, path)
+                if entry is not None:
+                    pending[entry.attempt] = entry
+                    self._unsettled[entry.attempt] = number
+        return list(pending.values())
+
+    def _seal(self, entry: JournaledReply) -> bytes:
+        body = orjson.dumps(
+            {
+                "attempt": entry.attempt,
+                "purpose": entry.purpose.value,
+                "connection": entry.connection_id,
+                "provider": entry.provider,
+                "generation": entry.generation,
+                "scopes": list(entry.scopes),
+                "sent_at": entry.sent_at.isoformat(),
+                "status": entry.reply.status,
+                "headers": {n: _bytes_as_text(v) for n, v in entry.reply.headers.items()},
+                "body": entry.reply.body.decode("latin-1"),
+            }
+        )
+        return self._cipher.seal(body, connection="", column=_COLUMN, generation=0)
+
+    def _unseal(self, payload: bytes, path: Path) -> JournaledReply | None:
+        try:
+            opened = self._cipher.open(payload, connection="", column=_COLUMN, generation=0)
+        except DecryptionError as error:
+            log.warning("journal_record_not_opened", file=str(path), error=str(error))
+            return None
+        values: dict[str, Any] = orjson.loads(opened)
+        return JournaledReply(
+            attempt=values["attempt"],
+            purpose=Purpose(values["purpose"]),
+            connection_id=values["connection"],
+            provider=values["provider"],
+            generation=values["generation"],
+            scopes=tuple(values["scopes"]),
+            sent_at=datetime.fromisoformat(values["sent_at"]),
+            reply=RawReply(
+                status=values["status"],
+                headers={n: _text_of_bytes(v) for n, v in values["headers"].items()},
+                body=values["body"].encode("latin-1"),
+            ),
+        )
+
+
+def _bytes_as_text(value: str) -> str:
+    """Return a header value so that JSON takes it: its bytes, one letter each."""
+    return value.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _text_of_bytes(value: str) -> str:
+    return value.encode("latin-1").decode("utf-8", "surrogateescape")

@@ -1,0 +1,142 @@
+"""The journal's files: how records lie in a segment, and how a segment is read after a crash.
+
+A record is a header (magic, kind, length, CRC-32) and a payload; a segment is one preallocated
+file of them, zeros behind the last. Zeros end the reading. A torn last record has a wrong CRC and
+nothing behind it; a wrong CRC with records behind it is damage, which is told, not hidden.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+
+_HEADER = struct.Struct(">4sBII")
+_MAGIC = b"TWJ1"
+_SUFFIX = ".journal"
+
+
+class Kind(IntEnum):
+    """What a record is."""
+
+    REPLY = 1
+    SETTLED = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One record. ``payload`` of a reply is a ciphertext."""
+
+    kind: Kind
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a segment holds. ``damaged`` counts places that could not be read, torn tail apart."""
+
+    records: tuple[Record, ...]
+    damaged: int
+
+
+def encode(record: Record) -> bytes:
+    """Return a record's bytes. Pure."""
+    checksum = zlib.crc32(record.payload, zlib.crc32(bytes([record.kind])))
+    return _HEADER.pack(_MAGIC, record.kind, len(record.payload), checksum) + record.payload
+
+
+def scan(content: bytes) -> Contents:
+    """Return the records in a segment's bytes, whatever they are. Pure; never raises."""
+    records: list[Record] = []
+    damaged = 0
+    place = content.find(_MAGIC)
+    while place >= 0:
+        record = _at(content, place)
+        if record is None:
+            following = content.find(_MAGIC, place + 1)
+            # A torn tail has nothing readable behind it.
+            damaged += any(True for _ in _readable_after(content, following))
+            place = following
+            continue
+        records.append(record)
+        place = content.find(_MAGIC, place + _HEADER.size + len(record.payload))
+    return Contents(records=tuple(records), damaged=damaged)
+
+
+def _readable_after(content: bytes, place: int) -> Iterator[int]:
+    while place >= 0:
+        if _at(content, place) is not None:
+            yield place
+        place = content.find(_MAGIC, place + 1)
+
+
+def _at(content: bytes, place: int) -> Record | None:
+    header = content[place : place + _HEADER.size]
+    if len(header) < _HEADER.size:
+        return None
+    _, kind, length, checksum = _HEADER.unpack(header)
+    start = place + _HEADER.size
+    payload = content[start : start + length]
+    whole = len(payload) == length and kind in {Kind.REPLY, Kind.SETTLED}
+    if not whole or zlib.crc32(payload, zlib.crc32(bytes([kind]))) != checksum:
+        return None
+    return Record(kind=Kind(kind), payload=payload)
+
+
+class Segment:
+    """One preallocated file that is appended to. All methods block; all raise OSError."""
+
+    def __init__(self, directory: Path, number: int, size: int) -> None:
+        self.path = directory / f"{number:012d}{_SUFFIX}"
+        self.number = number
+        self._size = size
+        self._end = 0
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file = os.open(self.path, flags, 0o600)
+        try:
+            os.posix_fallocate(self._file, 0, size)
+            os.fsync(self._file)
+            _sync_directory(directory)
+        except OSError:
+            os.close(self._file)
+            self.path.unlink()
+            raise
+
+    @property
+    def room(self) -> int:
+        """Return the bytes that are left."""
+        return self._size - self._end
+
+    def append(self, content: bytes) -> None:
+        """Write at the end and return when it is on the disk.
+
+        After an OSError the file must not be used again: what a later sync says is worthless.
+        """
+        view = memoryview(content)
+        place = self._end
+        while view:
+            written = os.pwrite(self._file, view, place)
+            view, place = view[written:], place + written
+        os.fdatasync(self._file)
+        self._end = place
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def segment_files(directory: Path) -> list[Path]:
+    """Return the segments in a directory, oldest first."""
+    return sorted(directory.glob(f"*{_SUFFIX}"))
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

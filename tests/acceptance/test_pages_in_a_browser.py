@@ -1,0 +1,144 @@
+"""The pages in a real browser: policies hold, cookies hold, and a person gets to the end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.chromium import Chromium, find_chromium
+from tests.support.oidc_provider import OidcProvider
+from tests.support.tokenward import Tokenward
+
+CHROMIUM = find_chromium()
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
+)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Chromium]:
+    """A browser of a person who was never here."""
+    assert CHROMIUM is not None
+    async with Chromium(CHROMIUM) as chromium:
+        yield chromium
+
+
+def configure(daemon: Tokenward, server: OidcProvider) -> None:
+    """Let the daemon know of the server."""
+    daemon.settings["providers"] = {
+        "acme": {
+            "issuer": server.issuer,
+            "client_id": server.client_id,
+            "client_secret": server.client_secret,
+            "scopes": ["openid", "offline_access"],
+            "authorization_params": {"prompt": "consent"},
+        }
+    }
+
+
+async def sign_in(browser: Chromium) -> None:
+    """Fill in the provider's login page."""
+    await browser.until_text("Sign-in")
+    await browser.type('input[name="login"]', "alice")
+    await browser.type('input[name="password"]', "any")
+    await browser.click("button")
+
+
+def asked_of_others(browser: Chromium, *ours: str) -> list[str]:
+    """Return the requests that went elsewhere than to these origins."""
+    known = {origin_of(url) for url in ours} | {"about:", "data:"}
+    return [url for url in browser.requests if origin_of(url) not in known]
+
+
+def origin_of(url: str) -> str:
+    """Return scheme and authority; only the scheme where there is no authority."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else f"{parts.scheme}:"
+
+
+async def test_a_person_clicks_through(
+    daemon: Tokenward, browser: Chromium, tmp_path: Path
+) -> None:
+    """Connect, sign in, consent: the completed page, a good token, and a link that is used up."""
+    with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
+        configure(daemon, server)
+        async with daemon:
+            created = await daemon.create("acme", id="acme-1")
+            await browser.open(created["connect_url"])
+            page = await browser.until_text("asks for access to your account at acme")
+            assert "offline_access" in page
+            await browser.screenshot(tmp_path / "connect.png")
+            assert browser.complaints == []
+            await browser.click("button")
+            await sign_in(browser)
+            await browser.until_text("Authorize")
+            # The provider's pages are not ours to judge.
+            browser.complaints.clear()
+            browser.requests.clear()
+            await browser.click("button")
+            await browser.until_text("Authorization completed")
+            await browser.screenshot(tmp_path / "completed.png")
+            assert urlsplit(await browser.url()).query == ""
+            assert await server.is_active((await daemon.token("acme-1")).body["access_token"])
+            assert browser.complaints == []
+            assert asked_of_others(browser, daemon.public_url, server.issuer) == []
+
+            await browser.open(created["connect_url"])
+            await browser.until_text("This link does not work any more")
+            await browser.screenshot(tmp_path / "used.png")
+
+
+async def test_a_person_declines(daemon: Tokenward, browser: Chromium, tmp_path: Path) -> None:
+    """Declined at the provider: a page says so, with its code and the reference in the log."""
+    with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
+        configure(daemon, server)
+        async with daemon:
+            created = await daemon.create("acme", id="acme-1")
+            await browser.open(created["connect_url"])
+            await browser.click("button")
+            await browser.until_text("Sign-in")
+            await browser.click('a[href$="/abort"]')
+            page = await browser.until_text("Access was not granted")
+            await browser.screenshot(tmp_path / "denied.png")
+            assert "access_denied" in page
+            (logged,) = daemon.logged("authorization_failed")
+            assert logged["reference"] in page
+            assert (await daemon.connection("acme-1"))["status"] == "pending"
+
+            # Nothing was used up: the same link works until somebody goes through with it.
+            await browser.open(created["connect_url"])
+            await browser.click("button")
+            await sign_in(browser)
+            await browser.until_text("Authorize")
+            await browser.click("button")
+            await browser.until_text("Authorization completed")
+
+
+async def test_a_finished_callback_opened_again(
+    daemon: Tokenward, browser: Chromium, tmp_path: Path
+) -> None:
+    """A callback from another browser, or one that comes twice, is refused with a page."""
+    with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
+        configure(daemon, server)
+        async with daemon:
+            created = await daemon.create("acme", id="acme-1")
+            await browser.open(created["connect_url"])
+            await browser.click("button")
+            await sign_in(browser)
+            await browser.until_text("Authorize")
+            await browser.click("button")
+            await browser.until_text("Authorization completed")
+            callback = next(url for url in browser.requests if "/callback?" in url)
+            await browser.open(callback)
+            page = await browser.until_text("This authorization is over")
+            await browser.screenshot(tmp_path / "over.png")
+            assert query_values(callback).isdisjoint(page.split())
+            assert len(server.events("grant.success")) == 1
+
+
+def query_values(url: str) -> set[str]:
+    """Return the values in a URL's query."""
+    return {pair.partition("=")[2] for pair in urlsplit(url).query.split("&")}

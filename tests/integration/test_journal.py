@@ -1,0 +1,208 @@
+"""The journal on a real disk: what was kept is there again, whatever happened in between."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from daemon.config.settings import EncryptionKey
+from daemon.domain.clock import SystemClock, system_entropy
+from daemon.domain.errors import JournalError
+from daemon.domain.journal import JournaledReply, Purpose
+from daemon.domain.reply import RawReply
+from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.journal import RESERVATION, Journal
+from daemon.persistence.segments import Segment, segment_files
+
+MARK = "tw-canary-refresh-token"
+ENTRY = JournaledReply(
+    attempt="attempt-1",
+    purpose=Purpose.REFRESH,
+    connection_id="acme-1",
+    provider="acme",
+    generation=7,
+    scopes=("read",),
+    sent_at=datetime(2026, 11, 21, 18, 0, tzinfo=UTC),
+    reply=RawReply(
+        status=200,
+        headers={"content-type": "application/json", "x-odd": "caf\udce9"},
+        body=b'{"refresh_token": "' + MARK.encode() + b'"}\xff\x00',
+    ),
+)
+
+
+def journal_in(directory: Path, *, key: bytes = b"k" * 32, size: int = 4 * RESERVATION) -> Journal:
+    """Return a journal that is not open yet."""
+    cipher = TokenCipher([EncryptionKey(id="k1", secret=key)], entropy=system_entropy)
+    return Journal(
+        directory, cipher, clock=SystemClock(), entropy=system_entropy, segment_size=size
+    )
+
+
+async def test_a_kept_reply_is_there_after_a_restart(tmp_path: Path) -> None:
+    """Byte for byte, and under the same owner."""
+    journal = journal_in(tmp_path)
+    assert journal.open() == []
+    async with journal.reserved():
+        await journal.keep(ENTRY)
+    owner = journal.owner
+    await journal.close()
+
+    again = journal_in(tmp_path)
+    assert again.open() == [ENTRY]
+    assert (again.owner, len(again)) == (owner, 1)
+    await again.close()
+
+
+async def test_a_settled_reply_is_not_pending(tmp_path: Path) -> None:
+    """What the database has is not offered again."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(ENTRY)
+    await journal.settled(ENTRY.attempt)
+    await journal.settled("never kept")
+    assert len(journal) == 0
+    await journal.close()
+
+    again = journal_in(tmp_path)
+    assert again.open() == []
+    await again.close()
+
+
+async def test_many_replies_at_once_are_all_kept(tmp_path: Path) -> None:
+    """A hundred that come together fill several segments and all come back in order."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    entries = [
+        replace(ENTRY, attempt=f"attempt-{n}", reply=replace(ENTRY.reply, body=b"x" * 9000))
+        for n in range(100)
+    ]
+    await asyncio.gather(*(journal.keep(entry) for entry in entries))
+    await journal.close()
+
+    again = journal_in(tmp_path)
+    assert again.open() == entries
+    assert len(segment_files(tmp_path / "journal")) > 2
+    await again.close()
+
+
+async def test_a_torn_tail_costs_nothing_before_it(tmp_path: Path) -> None:
+    """A record cut in the middle of its write is dropped; those before it stay."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(ENTRY)
+    await journal.keep(replace(ENTRY, attempt="attempt-2"))
+    await journal.close()
+    file = segment_files(tmp_path / "journal")[0]
+    content = file.read_bytes().rstrip(b"\0")
+    file.write_bytes(content[:-10])
+
+    again = journal_in(tmp_path)
+    assert again.open() == [ENTRY]
+    await again.close()
+
+
+async def test_a_flipped_bit_costs_one_record(tmp_path: Path) -> None:
+    """Damage in one record leaves the one behind it readable."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(ENTRY)
+    await journal.keep(replace(ENTRY, attempt="attempt-2"))
+    await journal.close()
+    file = segment_files(tmp_path / "journal")[0]
+    content = bytearray(file.read_bytes())
+    content[60] ^= 1
+    file.write_bytes(content)
+
+    again = journal_in(tmp_path)
+    assert [entry.attempt for entry in again.open()] == ["attempt-2"]
+    await again.close()
+
+
+async def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    """Two daemons cannot share a journal, and the second is told what to do."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    with pytest.raises(JournalError, match="another tokenward"):
+        journal_in(tmp_path).open()
+    await journal.close()
+
+
+async def test_no_token_lies_on_the_disk_in_clear(tmp_path: Path) -> None:
+    """Nothing below the state directory holds the token; nor is it open to others."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(ENTRY)
+    await journal.close()
+    for path in (tmp_path / "journal").iterdir():
+        assert MARK.encode() not in path.read_bytes()
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert (tmp_path / "journal").stat().st_mode & 0o077 == 0
+
+
+async def test_another_key_opens_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    """With the wrong key the record stays; with the right one it is there again."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(ENTRY)
+    await journal.close()
+    wrong = journal_in(tmp_path, key=b"w" * 32)
+    assert wrong.open() == []
+    await wrong.close()
+
+    right = journal_in(tmp_path)
+    assert right.open() == [ENTRY]
+    await right.close()
+
+
+async def test_a_full_disk_stops_sending_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without room for a reply there is no reservation; with room again there is."""
+    journal = journal_in(tmp_path, size=2 * RESERVATION)
+    journal.open()
+
+    def full(_file: int, _offset: int, _length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with journal.reserved(), journal.reserved():
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "posix_fallocate", full)
+            with pytest.raises(JournalError, match="No space left"):
+                async with journal.reserved():
+                    pytest.fail("nothing may be sent")
+    async with journal.reserved():
+        await journal.keep(ENTRY)
+    await journal.close()
+
+
+async def test_a_file_whose_sync_failed_is_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply goes to a new file, and the old one is never synced again."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    synced: list[str] = []
+    original = Segment.append
+
+    def fails_once(segment: Segment, content: bytes) -> None:
+        synced.append(segment.path.name)
+        if len(synced) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        original(segment, content)
+
+    monkeypatch.setattr(Segment, "append", fails_once)
+    await journal.keep(ENTRY)
+    await journal.keep(replace(ENTRY, attempt="attempt-2"))
+    await journal.close()
+    assert synced[0] not in synced[1:]
+
+    again = journal_in(tmp_path)
+    assert [entry.attempt for entry in again.open()] == ["attempt-1", "attempt-2"]
+    await again.close()
