@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench import token_read
+from bench import hanging_provider, refresh_pipeline, start, token_read
 from bench.paired import Report
 
 _PAIRS, _PAIRS_SHORT = 12, 3
 _SECONDS, _SECONDS_SHORT = 0.4, 0.2
+_BATCH, _BATCH_SHORT = 2000, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,15 @@ class _Options:
 def _measurements(options: _Options) -> dict[str, Callable[[Path], Awaitable[Report]]]:
     return {
         "token_read": partial(token_read.measure, pairs=options.pairs, seconds=options.seconds),
+        "hanging_provider": partial(
+            hanging_provider.measure, pairs=options.pairs, seconds=options.seconds
+        ),
+        "refresh_pipeline": partial(
+            refresh_pipeline.measure,
+            pairs=options.pairs,
+            batch=_BATCH_SHORT if options.is_short else _BATCH,
+        ),
+        "start": partial(start.measure, starts=options.pairs // 2 + 1),
     }
 
 

@@ -8,70 +8,16 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bench.bare_handler import PATH
+from bench.daemons import imported, provider, serving, target_of
 from bench.load import Generator, Target, generator
 from bench.paired import Comparison, Goal, Report, Round, in_turns, summary
-from bench.processes import SERVER_CORE, pin, running
-from daemon.domain.clock import SystemClock
-from tests.support.tokenward import Tokenward
+from bench.processes import SERVER_CORE, running
 
 CONNECTIONS = (1, 16, 64)
 GOAL = 0.85
 GOAL_P99_MS = 2.0
-# As long as a common JWT access token.
-TOKEN = "e" * 900
-
-
-def provider(port: int = 9, **members: Any) -> dict[str, Any]:
-    """Return a provider entry whose token endpoint is at a local port."""
-    return {
-        "authorization_endpoint": f"http://127.0.0.1:{port}/authorize",
-        "token_endpoint": f"http://127.0.0.1:{port}/token",
-        "client_id": "bench",
-        "client_secret": "not-so-secret-0123456789",
-        **members,
-    }
-
-
-def imported(lifetime: timedelta) -> dict[str, str]:
-    """Return the ``tokens`` member of a connection whose access token lives for so long."""
-    expires_at = SystemClock().now() + lifetime
-    return {
-        "access_token": TOKEN,
-        "refresh_token": "r" * 64,
-        "expires_at": expires_at.isoformat(timespec="seconds"),
-    }
-
-
-@asynccontextmanager
-async def serving(directory: Path, providers: dict[str, Any]) -> AsyncIterator[Tokenward]:
-    """Run a daemon on the servers' core, quiet, with a Unix socket at ``api.sock``."""
-    daemon = Tokenward(directory, {"providers": providers, "log": {"level": "warning"}})
-    daemon.settings["listen"]["api"]["unix_socket"] = str(directory / "api.sock")
-    async with daemon:
-        pin(pid_of(daemon), SERVER_CORE)
-        yield daemon
-
-
-def pid_of(daemon: Tokenward) -> int:
-    """Return the process id of a daemon that runs."""
-    if daemon.process is None:
-        raise AssertionError("not started")
-    return daemon.process.pid
-
-
-def target_of(daemon: Tokenward, connection: str = "bench") -> Target:
-    """Return a connection's token read over TCP."""
-    return Target(
-        place=int(daemon.api_url.rpartition(":")[2]),
-        path=f"/v1/connections/{connection}/token",
-        key=daemon.key,
-        pid=pid_of(daemon),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Place:
     """The same target twice: how it is reached over TCP and over its Unix socket."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import count
+from typing import cast
 
 import uvloop
 
@@ -47,8 +48,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._received += data

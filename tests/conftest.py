@@ -8,6 +8,9 @@ import pytest
 
 from tests.support.postgres import Cluster, running_cluster
 
+# `database`: a Database on a fresh, migrated database.
+pytest_plugins = ["tests.support.database"]
+
 
 @pytest.fixture(scope="session")
 def postgres_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:

@@ -150,7 +150,7 @@ def _row(connection: Mapping[str, Any], now: datetime) -> tuple[str, ...]:
         cell(connection["label"]),
         relative(connection["expires_at"], now),
         relative(connection["refresh_at"], now),
-        _error(connection["last_error"], now),
+        _brief(connection["last_error"], now),
     )
 
 
@@ -162,6 +162,11 @@ def _pairs(connection: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, 
             yield name, _error(value, now)
         else:
             yield name, cell(value)
+
+
+def _brief(error: Mapping[str, Any] | None, now: datetime) -> str:
+    """Return an error in the width of a column; ``show`` has all of it."""
+    return "-" if error is None else f"{error['code']}, {relative(error['at'], now)}"
 
 
 def _error(error: Mapping[str, Any] | None, now: datetime) -> str:

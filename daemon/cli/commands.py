@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
 from daemon import __version__
 from daemon.cli.exits import Exit, exit_code_of
 from daemon.cli.invocation import Invocation, Output, global_first
+from daemon.cli.key_commands import keys
+from daemon.cli.options import EVERYWHERE, call_of, complete
 from daemon.cli.printing import complain, say, say_json
 from daemon.domain.errors import ConfigurationError, TokenwardError
-
-_EVERYWHERE = "--config, --output, --api and --key-file may also stand here: see tokenward --help."
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="tokenward",
@@ -30,7 +28,6 @@ app = typer.Typer(
     # Its tracebacks print local variables, and those may hold tokens.
     pretty_exceptions_enable=False,
 )
-keys = typer.Typer(help="Make and inspect encryption keys and callers' keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
 ConnectionId = Annotated[str, typer.Argument(metavar="ID", help="The connection's id.")]
@@ -88,47 +85,33 @@ def _global_options(
     )
 
 
-def _call(context: typer.Context) -> Invocation:
-    call = context.obj
-    if not isinstance(call, Invocation):
-        raise TypeError("the global options were not read")
-    return call
-
-
-def _complete(work: Coroutine[Any, Any, T]) -> T:
-    # A third of what `tokenward version` would otherwise take.
-    import asyncio
-
-    return asyncio.run(work)
-
-
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def run(context: typer.Context) -> None:
     """Run the daemon. SIGTERM stops it cleanly, SIGHUP reads the configuration again."""
     from daemon.cli import running
 
-    running.run(_call(context))
+    running.run(call_of(context))
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def check(context: typer.Context) -> None:
     """Check configuration, database, keys, listeners and providers; print all findings."""
     from daemon.cli import checking
 
-    code = _complete(checking.check(_call(context)))
+    code = complete(checking.check(call_of(context)))
     if code is not Exit.DONE:
         raise typer.Exit(code)
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def migrate(context: typer.Context) -> None:
     """Bring the database's schema to this version. The daemon also does when it starts."""
     from daemon.cli import database
 
-    _complete(database.migrate(_call(context)))
+    complete(database.migrate(call_of(context)))
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command()
 def demo(
     context: typer.Context,
     *,
@@ -150,7 +133,7 @@ def demo(
     from daemon.cli import calls, demonstration
     from daemon.demo.example import Example, Ports
 
-    call = _call(context)
+    call = call_of(context)
     directory = state_dir or demonstration.default_state_dir(call.environ)
     example = Example(
         state_dir=(call.working_directory / directory.expanduser()).resolve(),
@@ -162,7 +145,7 @@ def demo(
     demonstration.demo(call, example, browser=not no_browser)
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def connect(
     context: typer.Context,
     *,
@@ -198,10 +181,10 @@ def connect(
         browser=not no_browser,
         timeout=timeout,
     )
-    connecting.connect(_call(context), wanted)
+    connecting.connect(call_of(context), wanted)
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def connections(
     context: typer.Context,
     *,
@@ -220,18 +203,18 @@ def connections(
     """List the connections and how each is doing."""
     from daemon.cli import calls
 
-    calls.list_connections(_call(context), provider=provider, status=status, query=query)
+    calls.list_connections(call_of(context), provider=provider, status=status, query=query)
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def show(context: typer.Context, *, connection_id: ConnectionId) -> None:
     """Show one connection (never a token)."""
     from daemon.cli import calls
 
-    calls.show(_call(context), connection_id)
+    calls.show(call_of(context), connection_id)
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def token(
     context: typer.Context,
     *,
@@ -247,19 +230,19 @@ def token(
     from daemon.cli import calls
 
     calls.token(
-        _call(context), connection_id, min_ttl=min_ttl, as_json=as_json, as_header=as_header
+        call_of(context), connection_id, min_ttl=min_ttl, as_json=as_json, as_header=as_header
     )
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def refresh(context: typer.Context, *, connection_id: ConnectionId) -> None:
     """Refresh a connection's token now, then show the connection."""
     from daemon.cli import calls
 
-    calls.refresh(_call(context), connection_id)
+    calls.refresh(call_of(context), connection_id)
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def providers(
     context: typer.Context,
     *,
@@ -268,10 +251,10 @@ def providers(
     """Show the configured providers and the redirect URI to register at each."""
     from daemon.cli import calls
 
-    calls.providers(_call(context), name)
+    calls.providers(call_of(context), name)
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def wait(
     context: typer.Context,
     *,
@@ -282,43 +265,13 @@ def wait(
     """Wait until the daemon has started."""
     from daemon.cli import startup
 
-    startup.wait(_call(context), longest)
+    startup.wait(call_of(context), longest)
 
 
-@app.command(epilog=_EVERYWHERE)
+@app.command(epilog=EVERYWHERE)
 def version(context: typer.Context) -> None:
     """Print the version."""
-    if _call(context).as_json:
+    if call_of(context).as_json:
         say_json({"version": __version__})
     else:
         say(f"tokenward {__version__}")
-
-
-@keys.command("generate", epilog=_EVERYWHERE)
-def keys_generate(context: typer.Context) -> None:
-    """Print a new encryption key, and how to configure it."""
-    from daemon.cli import keyring
-    from daemon.domain.clock import SystemClock, system_entropy
-
-    keyring.generate(_call(context), clock=SystemClock(), entropy=system_entropy)
-
-
-@keys.command("status", epilog=_EVERYWHERE)
-def keys_status(context: typer.Context) -> None:
-    """Show which encryption keys there are and which the database knows."""
-    from daemon.cli import keyring
-
-    _complete(keyring.status(_call(context)))
-
-
-@keys.command("caller", epilog=_EVERYWHERE)
-def keys_caller(
-    context: typer.Context,
-    *,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The caller's name.")],
-) -> None:
-    """Make a key for a caller and print it, once, with what to configure."""
-    from daemon.cli import keyring
-    from daemon.domain.clock import system_entropy
-
-    keyring.generate_caller(_call(context), name, entropy=system_entropy)

@@ -36,7 +36,8 @@ def connect(call: Invocation, wanted: Wanted) -> None:
     """Create the connection, or reconnect the one that has the id; print it once it is active."""
     patience = read_duration(wanted.timeout, option="--timeout").total_seconds()
     client = open_client(call)
-    connection_id, generation, url = _begin(client, wanted)
+    before, url = _begin(client, wanted)
+    connection_id = str(before["id"])
     tell = complain if call.as_json else say
     tell(f"Open this URL in a browser to connect {connection_id}:")
     tell(f"  {url}")
@@ -44,7 +45,7 @@ def connect(call: Invocation, wanted: Wanted) -> None:
         tell("It was opened in your browser.")
     tell("Waiting until that is done (Ctrl-C stops waiting; the URL stays valid) …")
     try:
-        connection = _wait(client, connection_id, after=generation, seconds=patience)
+        connection = _wait(client, before, seconds=patience)
     except KeyboardInterrupt:
         raise CommandError(
             f"Stopped waiting. 'tokenward show {connection_id}' tells whether it is connected.",
@@ -62,8 +63,21 @@ def open_in_browser(url: str, environ: Mapping[str, str]) -> bool:
     return has_screen and webbrowser.open(url)
 
 
-def _begin(client: ApiClient, wanted: Wanted) -> tuple[str, int, str]:
-    """Return the id, the generation until now, and the connect URL."""
+def is_connected(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Tell whether a person has connected since the connection looked like ``before``. Pure.
+
+    A connection that works goes on being refreshed while the person is away, and a refresh
+    raises the generation as well; but only an authorization also changes the connection itself.
+    """
+    if after["status"] != "active" or after["generation"] <= before["generation"]:
+        return False
+    # RFC 3339 in UTC: the order of the texts is that of the times.
+    changed_at, refreshed_at = str(after["updated_at"]), str(after["last_refreshed_at"])
+    return changed_at != before["updated_at"] or changed_at >= refreshed_at
+
+
+def _begin(client: ApiClient, wanted: Wanted) -> tuple[Mapping[str, Any], str]:
+    """Return the connection as it is now, and the connect URL."""
     body: dict[str, object] = {"provider": wanted.provider}
     if wanted.id is not None:
         body["id"] = wanted.id
@@ -79,10 +93,12 @@ def _begin(client: ApiClient, wanted: Wanted) -> tuple[str, int, str]:
         if error.code != "connection_exists" or wanted.id is None:
             raise
         return _begin_again(client, wanted, wanted.id)
-    return created["id"], 0, created["connect_url"]
+    return created, created["connect_url"]
 
 
-def _begin_again(client: ApiClient, wanted: Wanted, connection_id: str) -> tuple[str, int, str]:
+def _begin_again(
+    client: ApiClient, wanted: Wanted, connection_id: str
+) -> tuple[Mapping[str, Any], str]:
     connection = client.get(connection_path(connection_id))
     if connection["provider"] != wanted.provider:
         raise CommandError(
@@ -99,14 +115,15 @@ def _begin_again(client: ApiClient, wanted: Wanted, connection_id: str) -> tuple
         )
     body = {} if wanted.return_url is None else {"return_url": wanted.return_url}
     answer = client.post(connection_path(connection_id, "authorize"), body)
-    return connection_id, connection["generation"], answer["connect_url"]
+    return connection, answer["connect_url"]
 
 
-def _wait(client: ApiClient, connection_id: str, *, after: int, seconds: float) -> dict[str, Any]:
+def _wait(client: ApiClient, before: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+    connection_id = str(before["id"])
     deadline = time.monotonic() + seconds
     while True:
         connection = client.get(connection_path(connection_id))
-        if connection["status"] == "active" and connection["generation"] > after:
+        if is_connected(before, connection):
             return connection
         if time.monotonic() >= deadline:
             raise CommandError(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from daemon.wiring.assembly import Daemon
 
 CONNECTION = "demo"
 _POLL_SECONDS = 0.5
+_SHORTEST_LIFETIME = timedelta(seconds=2)
 _OPTIONS: Mapping[str, str] = {
     "api": "--api-port",
     "public": "--public-port",
@@ -43,9 +44,13 @@ def demo(call: Invocation, example: Example, *, browser: bool) -> None:
     """Run until Ctrl-C or SIGTERM. For the main thread.
 
     Raises:
-        CommandError: a port is taken.
+        CommandError: a port is taken, or the lifetime is too short to be seen.
         AuthorizationServerError: no Node.js, no network for the first start, …
     """
+    if example.token_lifetime < _SHORTEST_LIFETIME:
+        raise CommandError(
+            "--token-lifetime must be at least 2s, so that tokens can be read.", Exit.USAGE
+        )
     _require_free(example.ports)
     find_node()
     server = prepare(example, entropy=system_entropy)

@@ -33,6 +33,7 @@ class PendingAuthorization:
     ``issuer`` and ``token_endpoint`` are pinned when it starts, so a code can only ever go where
     this transaction was aimed at (RFC 9700 4.4). ``browser_hash`` is the SHA-256 of the binding
     cookie. ``redirect_uri`` is repeated byte for byte in the token request (RFC 6749 4.1.3).
+    ``generation`` is the connection's at the moment the transaction was consumed.
     """
 
     state_hash: bytes = field(repr=False)
@@ -46,6 +47,7 @@ class PendingAuthorization:
     scopes: tuple[str, ...]
     return_url: str | None
     expires_at: datetime
+    generation: int = 0
 
 
 class AuthorizationStore(Protocol):
@@ -66,13 +68,19 @@ class AuthorizationStore(Protocol):
         """Remove and return a transaction, expired or not: of many who ask, one receives it."""
 
     async def complete(
-        self, authorization: PendingAuthorization, tokens: TokenSet, *, due_at: datetime | None
+        self,
+        connection_id: str,
+        tokens: TokenSet,
+        *,
+        due_at: datetime | None,
+        only_after: int | None = None,
     ) -> Connection | None:
         """Store the tokens of a completed authorization in one transaction.
 
         Sets the connection ``active`` with the generation above its stored one (that of
         ``tokens`` is ignored), clears its last error, schedules its refresh and removes its
-        tickets. Returns the connection, or ``None`` where it is gone.
+        tickets. Returns the connection, or ``None`` where it is gone, or where ``only_after`` is
+        given and is not its generation.
         """
 
     async def prune(self, *, now: datetime) -> Sequence[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Protocol
 
 from daemon.domain.reply import RawReply
 
@@ -18,9 +20,10 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournaledReply:
-    """One reply. ``generation`` is that of the refresh token sent, 0 for a code.
+    """One reply.
 
-    ``scopes`` are those requested; ``sent_at`` is when the request left.
+    ``generation`` is the connection's when the request was sent: only on top of it may the reply
+    be stored. ``scopes`` are those requested; ``sent_at`` is when the request left.
     """
 
     attempt: str
@@ -31,3 +34,16 @@ class JournaledReply:
     scopes: tuple[str, ...]
     sent_at: datetime
     reply: RawReply
+
+
+class ReplyJournal(Protocol):
+    """Where replies are safe before they are parsed."""
+
+    def reserved(self) -> AbstractAsyncContextManager[None]:
+        """Hold room for one reply. Entering raises JournalError: then nothing may be sent."""
+
+    async def keep(self, entry: JournaledReply) -> bool:
+        """Return once the reply is on the disk; ``False`` where the disk refused it."""
+
+    async def settled(self, attempt: str) -> None:
+        """Note that the database has what ``keep`` was given. Never raises."""

@@ -100,6 +100,12 @@ OURS: Mapping[str, Words] = MappingProxyType(
             "{provider} accepted, but this service could not save the result.",
             _LATER,
         ),
+        "journal_unavailable": Words(
+            "Not possible right now",
+            "This service has no disk space for the result, so it did not ask for one.",
+            "Tell its operators; then start again with a new link.",
+            status=503,
+        ),
         "database_unavailable": Words(
             "Not possible right now",
             "This service cannot reach its database. Nothing was sent and nothing is lost.",

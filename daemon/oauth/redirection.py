@@ -14,10 +14,17 @@ from typing import Any, Protocol, TypeVar
 from daemon.domain.authorization import AuthorizationStore, PendingAuthorization
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Connection
-from daemon.domain.errors import DatabaseUnavailableError, DiscoveryError, StorageError
+from daemon.domain.errors import (
+    DatabaseUnavailableError,
+    DiscoveryError,
+    JournalError,
+    StorageError,
+)
 from daemon.domain.events import Events
+from daemon.domain.journal import JournaledReply, Purpose, ReplyJournal
 from daemon.domain.outcome import Outcome, OutcomeKind
 from daemon.domain.provider import Provider
+from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet, tokens_of
 from daemon.oauth.authorization import ProviderResolver, fingerprint
 from daemon.oauth.authorization_errors import AuthorizationFailures, Failed, Fault
@@ -28,6 +35,7 @@ from daemon.oauth.authorization_response import (
     judge_response,
     transaction_fault,
 )
+from daemon.oauth.token_endpoint import Received
 from daemon.oauth.token_request import Exchange
 
 # A person is waiting, and so is the ingress between us; most give up after a minute.
@@ -42,9 +50,18 @@ class CodeExchange(Protocol):
     """The door to a token endpoint. Never raises for what a provider does."""
 
     async def request(
-        self, provider: Provider, url: str, message: Exchange, *, hard_timeout: float
+        self,
+        provider: Provider,
+        url: str,
+        message: Exchange,
+        *,
+        hard_timeout: float,
+        received: Received,
     ) -> Outcome:
-        """Send ``message`` once to ``url`` and classify what comes back within the timeout (s)."""
+        """Send ``message`` once to ``url`` and classify what comes back within the timeout (s).
+
+        ``received`` is awaited with the raw reply before it is read.
+        """
 
 
 class Spawn(Protocol):
@@ -86,6 +103,7 @@ class Redirection:
         resolver: ProviderResolver,
         token_endpoint: CodeExchange,
         learning: Learning,
+        journal: ReplyJournal,
         failures: AuthorizationFailures,
         events: Events,
         clock: Clock,
@@ -96,6 +114,7 @@ class Redirection:
         self._resolver = resolver
         self._token_endpoint = token_endpoint
         self._learning = learning
+        self._journal = journal
         self._failures = failures
         self._events = events
         self._clock = clock
@@ -146,7 +165,34 @@ class Redirection:
         self, authorization: PendingAuthorization, accepted: AcceptedCode
     ) -> Completed | Failed:
         sent_at = self._clock.now()
-        outcome = await self._token_endpoint.request(
+        try:
+            async with self._journal.reserved():
+                outcome = await self._send(authorization, accepted, sent_at)
+        except JournalError as error:
+            return self._fail(authorization, Fault("journal_unavailable", detail=str(error)))
+        ended = await self._end(authorization, accepted, outcome, sent_at)
+        if isinstance(ended, Completed) or outcome.granted is None:
+            await self._journal.settled(_attempt(authorization))
+        return ended
+
+    async def _send(
+        self, authorization: PendingAuthorization, accepted: AcceptedCode, sent_at: datetime
+    ) -> Outcome:
+        async def received(reply: RawReply) -> None:
+            await self._journal.keep(
+                JournaledReply(
+                    attempt=_attempt(authorization),
+                    purpose=Purpose.EXCHANGE,
+                    connection_id=authorization.connection_id,
+                    provider=authorization.provider,
+                    generation=authorization.generation,
+                    scopes=authorization.scopes,
+                    sent_at=sent_at,
+                    reply=reply,
+                )
+            )
+
+        return await self._token_endpoint.request(
             accepted.provider,
             authorization.token_endpoint,
             Exchange(
@@ -155,7 +201,16 @@ class Redirection:
                 code_verifier=authorization.code_verifier,
             ),
             hard_timeout=EXCHANGE_TIMEOUT,
+            received=received,
         )
+
+    async def _end(
+        self,
+        authorization: PendingAuthorization,
+        accepted: AcceptedCode,
+        outcome: Outcome,
+        sent_at: datetime,
+    ) -> Completed | Failed:
         if outcome.granted is None:
             return self._fail(authorization, exchange_fault(outcome))
         tokens = tokens_of(
@@ -192,7 +247,9 @@ class Redirection:
         pause = _FIRST_PAUSE
         while True:
             try:
-                return await self._store.complete(authorization, tokens, due_at=due_at)
+                return await self._store.complete(
+                    authorization.connection_id, tokens, due_at=due_at
+                )
             except DatabaseUnavailableError:
                 if self._clock.boottime() + pause > give_up_at:
                     raise
@@ -203,6 +260,11 @@ class Redirection:
         return self._failures.report(
             fault, connection=authorization.connection_id, provider=authorization.provider
         )
+
+
+def _attempt(authorization: PendingAuthorization) -> str:
+    """Return what names the one exchange of a transaction in the journal."""
+    return f"exchange-{authorization.state_hash.hex()}"
 
 
 def exchange_fault(outcome: Outcome) -> Fault:

@@ -83,7 +83,10 @@ class PostgresAuthorizations:
     async def consume(self, state_hash: bytes) -> PendingAuthorization | None:
         """Remove and return a transaction, expired or not: of many who ask, one receives it."""
         row = await self._database.fetchrow(
-            "DELETE FROM authorizations WHERE state_hash = $1 RETURNING *", state_hash
+            "DELETE FROM authorizations a WHERE state_hash = $1 RETURNING a.*, coalesce("
+            "(SELECT generation FROM token_sets t WHERE t.connection_id = a.connection_id), 0)"
+            " AS generation",
+            state_hash,
         )
         if row is None:
             return None
@@ -95,14 +98,24 @@ class PostgresAuthorizations:
         return PendingAuthorization(**values)
 
     async def complete(
-        self, authorization: PendingAuthorization, tokens: TokenSet, *, due_at: datetime | None
+        self,
+        connection_id: str,
+        tokens: TokenSet,
+        *,
+        due_at: datetime | None,
+        only_after: int | None = None,
     ) -> Connection | None:
         """Store the tokens of a completed authorization; see the port."""
-        name = authorization.connection_id
+        name = connection_id
         now = self._clock.now()
         async with self._database.transaction() as session:
             # The schedule's row is locked first, as a refresh's settlement does: no deadlock.
             await session.execute(_LOCK_SCHEDULE, name)
+            generation = await session.fetchval(
+                "SELECT generation FROM token_sets WHERE connection_id = $1 FOR UPDATE", name
+            )
+            if only_after is not None and (generation or 0) != only_after:
+                return None
             row = await session.fetchrow(
                 "UPDATE connections SET status = 'active', last_error = NULL, updated_at = $2"
                 " WHERE id = $1 RETURNING provider",
@@ -112,9 +125,6 @@ class PostgresAuthorizations:
             if row is None:
                 return None
             await session.execute(INSERT_SCHEDULE, name, row["provider"], due_at)
-            generation = await session.fetchval(
-                "SELECT generation FROM token_sets WHERE connection_id = $1 FOR UPDATE", name
-            )
             stored = replace(tokens, generation=(generation or 0) + 1)
             access, refresh = seal_tokens(self._cipher, name, stored)
             await session.execute(

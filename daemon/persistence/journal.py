@@ -123,16 +123,20 @@ class Journal:
         finally:
             self._reserved -= RESERVATION
 
-    async def keep(self, entry: JournaledReply) -> None:
-        """Return when the reply is on the disk. Replies that come together share one sync.
+    async def keep(self, entry: JournaledReply) -> bool:
+        """Return once the reply is on the disk. Replies that come together share one sync.
 
-        Raises:
-            JournalError: it is not; the reply in memory is the only copy.
+        ``False`` where the disk refused it: then memory has the only copy, and what follows must
+        go on to store it in the database.
         """
         payload = self._seal(entry)
-        await self._append(encode(Record(kind=Kind.REPLY, payload=payload)))
+        try:
+            await self._append(encode(Record(kind=Kind.REPLY, payload=payload)))
+        except JournalError:
+            return False
         if self._segment is not None:
             self._unsettled[entry.attempt] = self._segment.number
+        return True
 
     async def settled(self, attempt: str) -> None:
         """Note that the database has what ``keep`` was given. Lost notes only cost a look."""
@@ -251,6 +255,8 @@ class Journal:
             contents = scan(path.read_bytes())
             if contents.damaged:
                 log.error("journal_damaged", file=str(path), places=contents.damaged)
+            else:
+                _shrink(path, contents.end)
             for record in contents.records:
                 if record.kind is Kind.SETTLED:
                     attempt = record.payload.decode("ascii", "replace")
@@ -301,6 +307,14 @@ class Journal:
                 body=values["body"].encode("latin-1"),
             ),
         )
+
+
+def _shrink(path: Path, end: int) -> None:
+    """Give back what was preallocated and never used: a crash loop must not fill the disk."""
+    if end == 0:
+        path.unlink()
+    elif path.stat().st_size > end:
+        os.truncate(path, end)
 
 
 def _bytes_as_text(value: str) -> str:

@@ -62,7 +62,7 @@ RETURNING s.connection_id, s.provider, s.attempt, s.failures,
 """
 
 _LOCK_WANTED = """
-SELECT connection_id, provider, state, due_at, failures FROM refresh_schedule
+SELECT connection_id, provider, state, due_at, failures, attempt FROM refresh_schedule
 WHERE connection_id = $1 FOR UPDATE
 """
 
@@ -138,6 +138,20 @@ FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
 WHERE s.provider = ANY($1::text[]) AND s.due_at <= $2 AND s.state = 'sending'
   AND s.take_over_at < clock_timestamp()
 LIMIT 500
+"""
+
+# Only at a start: no index for it, and none is missed.
+_ABANDONED_BY = """
+SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at
+FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
+WHERE s.owner = $1 AND s.state = 'sending'
+"""
+
+_RECLAIM = """
+UPDATE refresh_schedule
+SET state = 'sending', attempt = $2, owner = $3, epoch = epoch + 1,
+    take_over_at = clock_timestamp() + $4
+WHERE connection_id = $1
 """
 
 _NEXT_DUE = """
@@ -242,6 +256,30 @@ class PostgresRefreshes:
         if not claims:
             return Refusal(connection_id=wanted.connection_id, reason=RefusalReason.NOT_REFRESHABLE)
         return claims[0]
+
+    async def reclaim(
+        self, connection_id: str, *, attempt: str, generation: int, owner: str, hold: timedelta
+    ) -> Claim | None:
+        """Claim again for a reply that the journal kept; ``None`` where it is not wanted any more.
+
+        It is wanted on top of the generation it was asked for, unless another attempt is on its
+        way: also where the database has forgotten the claim (a restored backup, a failover).
+        """
+        async with self._database.transaction() as connection:
+            locked = await connection.fetch(_LOCK_WANTED, connection_id)
+            row = next(iter(await self._with_tokens(connection, locked)), None)
+            if row is None or row["generation"] != generation:
+                return None
+            if row["state"] == ClaimState.SENDING and row["attempt"] != attempt:
+                return None
+            await connection.execute(_RECLAIM, connection_id, attempt, owner, hold)
+        claimed = {**row, "attempt": attempt, "state": ClaimState.SENDING}
+        return _claim(claimed, token_set(row, self._cipher), 0.0)
+
+    async def abandoned_by(self, owner: str) -> list[Abandoned]:
+        """Return the open claims of an owner that has just started, and so has sent nothing."""
+        rows = await self._database.fetch(_ABANDONED_BY, owner)
+        return [Abandoned(**dict(row)) for row in rows]
 
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
         """Write how attempts ended, all in one statement; see ``Settled`` for the answers.

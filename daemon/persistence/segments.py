@@ -37,10 +37,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What a segment holds. ``damaged`` counts places that could not be read, torn tail apart."""
+    """What a segment holds.
+
+    ``damaged`` counts places that could not be read, a torn tail apart; ``end`` is where the last
+    readable record ends.
+    """
 
     records: tuple[Record, ...]
     damaged: int
+    end: int
 
 
 def encode(record: Record) -> bytes:
@@ -52,7 +57,7 @@ def encode(record: Record) -> bytes:
 def scan(content: bytes) -> Contents:
     """Return the records in a segment's bytes, whatever they are. Pure; never raises."""
     records: list[Record] = []
-    damaged = 0
+    damaged = end = 0
     place = content.find(_MAGIC)
     while place >= 0:
         record = _at(content, place)
@@ -63,8 +68,9 @@ def scan(content: bytes) -> Contents:
             place = following
             continue
         records.append(record)
-        place = content.find(_MAGIC, place + _HEADER.size + len(record.payload))
-    return Contents(records=tuple(records), damaged=damaged)
+        end = place + _HEADER.size + len(record.payload)
+        place = content.find(_MAGIC, end)
+    return Contents(records=tuple(records), damaged=damaged, end=end)
 
 
 def _readable_after(content: bytes, place: int) -> Iterator[int]:

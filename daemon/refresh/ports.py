@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from daemon.domain.admission import ProviderState
 from daemon.domain.claim import Abandoned, Claim, DueClaims, Refusal, Settled, Settlement
 from daemon.domain.claimable import Wanted
-from daemon.domain.connection import Status
+from daemon.domain.connection import Connection, Status
 from daemon.domain.outcome import Outcome
 from daemon.domain.provider import Provider
-from daemon.domain.tokens import CurrentToken
+from daemon.domain.reply import RawReply
+from daemon.domain.tokens import CurrentToken, TokenSet
 
 
 class RefreshStore(Protocol):
@@ -33,6 +34,14 @@ class RefreshStore(Protocol):
     ) -> Claim | Refusal:
         """Claim one connection that somebody waits for."""
 
+    async def reclaim(
+        self, connection_id: str, *, attempt: str, generation: int, owner: str, hold: timedelta
+    ) -> Claim | None:
+        """Claim again for a reply that the journal kept; ``None`` where it is not wanted."""
+
+    async def abandoned_by(self, owner: str) -> list[Abandoned]:
+        """Return the open claims of an owner that has just started, and so has sent nothing."""
+
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
         """Write how attempts ended; one answer for each, in order."""
 
@@ -44,6 +53,20 @@ class RefreshStore(Protocol):
 
     async def learn(self, provider: str, outcome: Outcome) -> tuple[ProviderState, ProviderState]:
         """Let the fleet know what an outcome says of its provider; return before and after."""
+
+
+class Exchanged(Protocol):
+    """Where the tokens of an exchange are stored after a restart."""
+
+    async def complete(
+        self,
+        connection_id: str,
+        tokens: TokenSet,
+        *,
+        due_at: datetime | None,
+        only_after: int | None = None,
+    ) -> Connection | None:
+        """Store them on top of generation ``only_after``; ``None`` where that is not current."""
 
 
 class CurrentTokens(Protocol):
@@ -67,12 +90,19 @@ class RefreshSender(Protocol):
     """The door to token endpoints, for refreshing."""
 
     async def refresh(
-        self, provider: Provider, refresh_token: str, *, hard_timeout: float, send_by: float
+        self,
+        provider: Provider,
+        refresh_token: str,
+        *,
+        hard_timeout: float,
+        send_by: float,
+        received: Callable[[RawReply], Awaitable[None]],
     ) -> Outcome:
         """Send one refresh request (RFC 6749 6); never raises for what a provider does.
 
         ``hard_timeout`` is in seconds. ``send_by`` is a boot time after which nothing may be
-        sent any more: the outcome is then ``not_sent``.
+        sent any more: the outcome is then ``not_sent``. ``received`` is awaited with each raw
+        reply before it is read.
         """
 
 

@@ -19,10 +19,12 @@ from daemon.domain.claim import Claim, Refusal, RefusalReason, Settled, Settleme
 from daemon.domain.claimable import Wanted
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
-from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.errors import DatabaseUnavailableError, JournalError
 from daemon.domain.events import Events
+from daemon.domain.journal import JournaledReply, Purpose, ReplyJournal
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
+from daemon.domain.reply import RawReply
 from daemon.domain.tokens import CurrentToken, TokenSet
 from daemon.refresh import policy
 from daemon.refresh.cache import TokenCache
@@ -56,6 +58,7 @@ class Ports:
     tokens: CurrentTokens
     providers: Providers
     sender: RefreshSender
+    journal: ReplyJournal
     publisher: Publisher
     events: Events
     clock: Clock
@@ -64,10 +67,11 @@ class Ports:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """When a request left (wall time) and how many seconds its answer took."""
+    """When a request left (wall time), how many seconds its answer took, and whether it left."""
 
     at: datetime
     duration: float
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,7 @@ class Refresher:
         self._tasks: set[asyncio.Task[Refusal | None]] = set()
         self._unwell: set[str] = set()
         self._closing = False
+        self._recovered = asyncio.Event()
 
     @property
     def hold(self) -> timedelta:
@@ -148,6 +153,10 @@ class Refresher:
             forced=True,
         )
         self._fly(wanted, self._run_claimed(claim, on_end))
+
+    def begin(self) -> None:
+        """Let refreshes begin: what the journal kept is stored."""
+        self._recovered.set()
 
     def learned(self, provider: str, *, unwell: bool) -> None:
         """Remember whether a provider's shared state has anything to be cleared by a success."""
@@ -232,33 +241,65 @@ class Refresher:
         # On boot time: a machine that was suspended after claiming must not send late.
         send_by = clock.boottime() + claim.delay + _TIME_TO_STORE.total_seconds() / 2
         provider = self._ports.providers.get(claim.provider)
-        began = clock.boottime()
-        sent_at = clock.now()
-        asked = False
         if provider is None:
             outcome = _not_sent(f"No provider named {claim.provider} is configured any more.")
             provider = Provider(name=claim.provider, client_id="")
+            sent = Sent(at=clock.now(), duration=0.0)
         elif claim.tokens.refresh_token is None:
-            outcome = _nothing_to_send()
+            outcome, sent = _nothing_to_send(), Sent(at=clock.now(), duration=0.0)
         else:
             await clock.sleep(claim.delay)
             began, sent_at = clock.boottime(), clock.now()
-            # The journal (a later issue) takes the raw reply inside the sender, before parsing.
-            outcome = await self._ports.sender.refresh(
-                provider,
-                claim.tokens.refresh_token,
-                hard_timeout=self._hard_timeout(),
-                send_by=send_by,
+            outcome = await self._send(
+                claim, provider, claim.tokens.refresh_token, sent_at=sent_at, send_by=send_by
             )
-            asked = True
-        sent = Sent(at=sent_at, duration=clock.boottime() - began)
-        await self._conclude(claim, provider, outcome, sent=sent)
-        if asked:
+            sent = Sent(at=sent_at, duration=clock.boottime() - began, asked=True)
+        await self.conclude(claim, provider, outcome, sent=sent)
+        await self._ports.journal.settled(claim.attempt)
+        if sent.asked:
             await self._learn(claim, outcome)
 
-    async def _conclude(
+    async def _send(
+        self,
+        claim: Claim,
+        provider: Provider,
+        refresh_token: str,
+        *,
+        sent_at: datetime,
+        send_by: float,
+    ) -> Outcome:
+        """Send once, with room held for the reply; it is on the disk before it is read."""
+
+        async def received(reply: RawReply) -> None:
+            await self._ports.journal.keep(
+                JournaledReply(
+                    attempt=claim.attempt,
+                    purpose=Purpose.REFRESH,
+                    connection_id=claim.connection_id,
+                    provider=claim.provider,
+                    generation=claim.tokens.generation,
+                    scopes=claim.requested_scopes,
+                    sent_at=sent_at,
+                    reply=reply,
+                )
+            )
+
+        try:
+            async with self._ports.journal.reserved():
+                return await self._ports.sender.refresh(
+                    provider,
+                    refresh_token,
+                    hard_timeout=self._hard_timeout(),
+                    send_by=send_by,
+                    received=received,
+                )
+        except JournalError as error:
+            return _not_sent(f"Nothing was sent, because its reply could not be kept: {error}.")
+
+    async def conclude(
         self, claim: Claim, provider: Provider, outcome: Outcome, *, sent: Sent
     ) -> None:
+        """Store what follows from an outcome, however long that takes, and tell everybody."""
         events = self._ports.events
         decision = policy.decide(
             claim,

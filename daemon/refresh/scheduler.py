@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 from datetime import datetime
+from math import inf
 
 from daemon.domain.claim import DueClaims
 from daemon.domain.clock import Clock
@@ -25,8 +25,6 @@ from daemon.refresh.slots import Slots
 _LONGEST_SLEEP = 30.0
 # Below this, waking up costs more than it wins.
 _SHORTEST_SLEEP = 0.02
-# How soon to look again where callers' own refreshes hold all places of a provider.
-_CROWDED = 1.0
 # How long to leave a database alone that has just not answered.
 _DATABASE_AWAY = 2.0
 
@@ -90,13 +88,10 @@ class Scheduler:
 
     async def _once(self) -> float:
         """Claim and start what is due; return the seconds until the next sweep is needed."""
-        # What becomes due while this sweep looks is looked for again.
-        self._wakes_at = self._sweep.clock.boottime() + _LONGEST_SLEEP
         await self._take_over()
         room = self._take_room()
-        longest = _LONGEST_SLEEP if len(room) == len(self._providers()) else _CROWDED
         if not room:
-            return longest
+            return _LONGEST_SLEEP
         now = self._sweep.clock.now()
         taken = {name: places for name, (places, _) in room.items()}
         try:
@@ -113,7 +108,7 @@ class Scheduler:
             for name, unused in taken.items():
                 self._slots.give(name, unused)
         self._note(due)
-        return min(longest, await self._until_next(due, now))
+        return await self._until_next(due, now)
 
     async def _until_next(self, due: DueClaims, looked_at: datetime) -> float:
         """Return the seconds until something is due that was not yet when claims were taken."""

@@ -9,7 +9,7 @@ from daemon.catalog.discovery import Discovery
 from daemon.domain.errors import DiscoveryError
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
-from daemon.oauth.token_endpoint import TokenEndpoint
+from daemon.oauth.token_endpoint import Received, TokenEndpoint
 from daemon.oauth.token_request import Refresh
 
 
@@ -28,7 +28,13 @@ class RefreshRequests:
         self._in_flight = in_flight
 
     async def refresh(
-        self, provider: Provider, refresh_token: str, *, hard_timeout: float, send_by: float
+        self,
+        provider: Provider,
+        refresh_token: str,
+        *,
+        hard_timeout: float,
+        send_by: float,
+        received: Received,
     ) -> Outcome:
         """Send one refresh request; see the port. Cancelled, the request's fate is unknown."""
         try:
@@ -46,4 +52,5 @@ class RefreshRequests:
                 Refresh(refresh_token=refresh_token),
                 hard_timeout=hard_timeout,
                 send_by=send_by,
+                received=received,
             )

@@ -161,6 +161,10 @@ class Metrics:
         """Show how many log lines were dropped, asked at each scrape."""
         self._registry.register(_DroppedLines(dropped))
 
+    def watch_journal(self, entries: Callable[[], int]) -> None:
+        """Show how many journalled replies are not in the database yet, asked at each scrape."""
+        self._journal_entries.set_function(entries)
+
     def _define_connections(self) -> None:
         self._connections = Gauge(
             "tokenward_connections",
@@ -229,6 +233,11 @@ class Metrics:
         self._database_up = Gauge(
             "tokenward_database_up",
             "1 while the database answers.",
+            registry=self._registry,
+        )
+        self._journal_entries = Gauge(
+            "tokenward_journal_entries",
+            "Token replies that are on this machine's disk and not in the database yet.",
             registry=self._registry,
         )
         self._notification_listener_up = Gauge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +14,7 @@ from daemon.catalog.discovery import Discovery
 from daemon.config.settings import Settings
 from daemon.domain.clock import Clock, Entropy
 from daemon.domain.connection import Connection
+from daemon.domain.journal import JournaledReply
 from daemon.domain.provider import Provider
 from daemon.domain.tokens import TokenSet
 from daemon.oauth.authorization import Authorizer
@@ -25,6 +27,7 @@ from daemon.persistence import migrations
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.journal import Journal
 from daemon.persistence.notifications import Notifications, Notifier
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.refreshes import PostgresRefreshes
@@ -32,6 +35,7 @@ from daemon.refresh import policy
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.follower import Follower
 from daemon.refresh.reading import TokenReader
+from daemon.refresh.recovery import Recovery, Stored
 from daemon.refresh.refresher import Ports, Refresher
 from daemon.refresh.scheduler import Scheduler, Sweep
 from daemon.refresh.sending import RefreshRequests
@@ -51,7 +55,6 @@ from daemon.wiring.configuration import Configuration
 from daemon.wiring.health import DaemonHealth
 from daemon.wiring.housekeeping import Housekeeping
 from daemon.wiring.tasks import Uncut
-
 
 # A callback's query may be 8 KiB; a longer one is still answered by a page.
 _CALLBACK_LINE = 16 * 1024
@@ -119,10 +122,12 @@ class Refreshing:
         *,
         storage: Storage,
         outbound: Outbound,
+        journal: Journal,
         telemetry: Telemetry,
         world: World,
     ) -> None:
-        self.owner = world.entropy(9).hex()
+        self.owner = journal.owner
+        self.journal = journal
         clock, entropy = world.clock, world.entropy
         self.cache = TokenCache()
         self.notifier = Notifier(storage.database, clock=clock, entropy=entropy)
@@ -142,6 +147,7 @@ class Refreshing:
                     self.discovery,
                     in_flight=telemetry.metrics.refresh_in_flight,
                 ),
+                journal=journal,
                 publisher=self,
                 events=telemetry.events,
                 clock=clock,
@@ -210,6 +216,8 @@ class Daemon:
         callers: Callers,
         outbound: Outbound,
         storage: Storage,
+        journal: Journal,
+        pending: Sequence[JournaledReply],
         telemetry: Telemetry,
         world: World,
     ) -> None:
@@ -220,7 +228,27 @@ class Daemon:
         self.uncut = Uncut()
         self.world = world
         self.refreshing = Refreshing(
-            configuration, storage=storage, outbound=outbound, telemetry=telemetry, world=world
+            configuration,
+            storage=storage,
+            outbound=outbound,
+            journal=journal,
+            telemetry=telemetry,
+            world=world,
+        )
+        self.recovery = Recovery(
+            Stored(
+                journal=journal,
+                store=storage.refreshes,
+                exchanged=storage.authorizations,
+                providers=configuration,
+                on_authorized=self._authorized,
+                clock=world.clock,
+                chance=world.chance,
+            ),
+            pending=pending,
+            refresher=self.refreshing.refresher,
+            settings=lambda: configuration.settings.refresh,
+            owner=journal.owner,
         )
         self.health = DaemonHealth(
             cached=lambda: len(self.refreshing.cache), database=lambda: storage.database.reason
@@ -231,6 +259,7 @@ class Daemon:
             authorizations=storage.authorizations,
             discovery=self.refreshing.discovery,
             cache=self.refreshing.cache,
+            journal=journal,
             metrics=telemetry.metrics,
             clock=world.clock,
         )
@@ -303,6 +332,7 @@ class Daemon:
                 authorized=self._authorized,
                 default_lifetime=lambda: self.settings.refresh.default_lifetime,
             ),
+            journal=refreshing.journal,
             failures=failures,
             events=self.telemetry.events,
             clock=world.clock,

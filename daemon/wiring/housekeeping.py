@@ -15,9 +15,10 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from daemon.catalog.discovery import Discovery
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
-from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.errors import DatabaseUnavailableError, JournalError
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.journal import Journal
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.refresh.cache import TokenCache
 from daemon.telemetry.metrics import Metrics
@@ -30,6 +31,7 @@ _GAUGES = 15
 _USED = 30
 _PRUNE = 600
 _METADATA = 3600
+_CLEAN = 3600
 
 
 class Housekeeping:
@@ -43,6 +45,7 @@ class Housekeeping:
         authorizations: PostgresAuthorizations,
         discovery: Discovery,
         cache: TokenCache,
+        journal: Journal,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
@@ -51,6 +54,7 @@ class Housekeeping:
         self._authorizations = authorizations
         self._discovery = discovery
         self._cache = cache
+        self._journal = journal
         self._metrics = metrics
         self._clock = clock
         self._scheduler = AsyncIOScheduler(timezone=UTC)
@@ -62,6 +66,7 @@ class Housekeeping:
             self.remember_use: _USED,
             self.prune: _PRUNE,
             self.refresh_metadata: _METADATA,
+            self.clean_journal: _CLEAN,
         }
         for job, seconds in jobs.items():
             # A job that was late (a suspended machine) runs once, not as often as it was missed.
@@ -109,10 +114,14 @@ class Housekeeping:
         for issuer, error in (await self._discovery.refresh()).items():
             log.warning("metadata_not_refreshed", issuer=issuer, error=str(error))
 
+    async def clean_journal(self) -> None:
+        """Remove the journal's files that nobody will need."""
+        await self._journal.clean()
+
 
 async def _quietly(job: Callable[[], Awaitable[None]]) -> None:
     """Run a job that may be missed while the database is away."""
     try:
         await job()
-    except DatabaseUnavailableError:
+    except (DatabaseUnavailableError, JournalError):
         return

@@ -12,6 +12,7 @@ import resource
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 
 import structlog
 from pydantic import SecretStr
@@ -20,6 +21,7 @@ from daemon.config.settings import Settings
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.oauth.outbound import Outbound
 from daemon.persistence.embedded.server import EmbeddedPostgres
+from daemon.persistence.journal import Journal
 from daemon.persistence.keyring import open_keyring
 from daemon.sidecar.access import Callers
 from daemon.telemetry.logs import LogPipeline
@@ -67,6 +69,7 @@ async def serve(
         if url is None:
             url = await _embedded(settings, world, stack, background)
         daemon = await _build(settings, url, world, stack)
+        daemon.telemetry.metrics.watch_log(lambda: logs.dropped)
         stack.enter_context(_signals(stop, Reloading(daemon, logs=logs, load=load)))
         await _open(daemon, stack)
         background |= _background(daemon)
@@ -111,13 +114,20 @@ async def _build(settings: Settings, url: SecretStr, world: World, stack: AsyncE
         log.warning("configuration_warning", path="encryption.keys", detail=keyring.warning)
     configuration = Configuration(settings)
     telemetry = Telemetry(configuration, world)
+    storage = Storage(url, keyring, world, telemetry.metrics)
+    journal = Journal(settings.state_dir, storage.cipher, clock=world.clock, entropy=world.entropy)
+    stack.push_async_callback(journal.close)
+    pending = journal.open()
+    telemetry.metrics.watch_journal(lambda: len(journal))
     return Daemon(
         configuration,
         callers=Callers(
             callers_of(settings, world.entropy), allowed_uids=settings.listen.api.allowed_uids
         ),
         outbound=await stack.enter_async_context(Outbound()),
-        storage=Storage(url, keyring, world, telemetry.metrics),
+        storage=storage,
+        journal=journal,
+        pending=pending,
         telemetry=telemetry,
         world=world,
     )
@@ -135,6 +145,7 @@ async def _open(daemon: Daemon, stack: AsyncExitStack) -> None:
     stack.push_async_callback(refreshing.notifier.close)
     await refreshing.notifier.start()
     if daemon.storage.database.connected:
+        await daemon.recovery.run()
         await _warm(daemon)
     stack.push_async_callback(daemon.api.stop)
     await daemon.api.start(
@@ -156,9 +167,15 @@ def _background(daemon: Daemon) -> dict[str, Callable[[], Awaitable[None]]]:
         "database": daemon.storage.database.wait_closed,
         "notifications": refreshing.notifications.wait_closed,
         "notifier": refreshing.notifier.wait_closed,
-        "scheduler": refreshing.scheduler.run,
+        "scheduler": partial(_recover_then_refresh, daemon),
         "follower": refreshing.follower.run,
     }
+
+
+async def _recover_then_refresh(daemon: Daemon) -> None:
+    """Store what the journal kept, as soon as the database is there; only then refresh."""
+    await daemon.recovery.run()
+    await daemon.refreshing.scheduler.run()
 
 
 async def _owned(work: Callable[[], Awaitable[None]]) -> None:

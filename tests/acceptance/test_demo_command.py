@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -122,6 +123,42 @@ async def test_demo_from_start_to_token(demonstration: Demonstration) -> None:
     output = demonstration.printed.read_text()
     assert (code, "Stopped." in output) == (0, True), output
     assert "Traceback" not in output
+
+
+async def test_connect_waits_for_the_person(demonstration: Demonstration) -> None:
+    """Reconnecting is done when the person is back, not when a refresh happens meanwhile."""
+    demonstration.start()
+    try:
+        url = (await demonstration.says(r"http://localhost:\d+/connect/\S+"))[0]
+        async with browser_session() as browser:
+            await connect(browser, url, login)
+        await demonstration.says("token number 2")
+        again = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-m",
+                "daemon",
+                "--config",
+                demonstration.state_dir / "tokenward.yaml",
+            ),
+            *("connect", "demo", "--id", "demo", "--no-browser", "--output", "json"),
+            cwd=demonstration.directory,
+            env={k: v for k, v in demonstration.environ.items() if k[:10] != "TOKENWARD_"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert again.stderr is not None
+        await again.stderr.readline()
+        fresh = (await again.stderr.readline()).decode().strip()
+        await demonstration.says("token number 3")
+        assert again.stdout is not None
+        assert not again.stdout.at_eof()
+        async with browser_session() as browser:
+            await connect(browser, fresh, login)
+        printed, _ = await asyncio.wait_for(again.communicate(), 20)
+        assert (again.returncode, json.loads(printed)["status"]) == (0, "active")
+    finally:
+        assert await demonstration.stop() == 0
 
 
 async def test_demo_goes_on_where_it_ended(demonstration: Demonstration) -> None:

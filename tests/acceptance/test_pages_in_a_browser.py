@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from tests.support.chromium import Chromium, find_chromium
@@ -117,10 +118,27 @@ async def test_a_person_declines(daemon: Tokenward, browser: Chromium, tmp_path:
             await browser.until_text("Authorization completed")
 
 
-async def test_a_finished_callback_opened_again(
+async def test_an_expired_link(
+    daemon: Tokenward, browser: Chromium, tmp_path: Path, database_url: str
+) -> None:
+    """A connect link that has expired leads to a page that says so."""
+    with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
+        configure(daemon, server)
+        async with daemon:
+            created = await daemon.create("acme", id="acme-1")
+            database = await asyncpg.connect(database_url)
+            await database.execute("UPDATE connect_tickets SET expires_at = now()")
+            await database.close()
+            await browser.open(created["connect_url"])
+            page = await browser.until_text("This link does not work any more")
+            await browser.screenshot(tmp_path / "expired.png")
+            assert "link_expired" in page
+
+
+async def test_a_callback_that_comes_twice(
     daemon: Tokenward, browser: Chromium, tmp_path: Path
 ) -> None:
-    """A callback from another browser, or one that comes twice, is refused with a page."""
+    """The callback's address opened again is refused with a page, and sends nothing."""
     with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
         configure(daemon, server)
         async with daemon:

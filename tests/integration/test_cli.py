@@ -90,6 +90,10 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
             }
         },
     )
+    daemon.settings["listen"]["api"] |= {
+        "unix_socket": "api.sock",
+        "allowed_uids": [os.geteuid()],
+    }
     # The secret is in the daemon's environment only, as in a service.
     daemon.write_config()
     with daemon.log_path.open("ab") as log:
@@ -177,6 +181,13 @@ def test_key_and_place_by_hand(shell: Shell, tmp_path: Path) -> None:
     variables = {"TOKENWARD_API": shell.daemon.api_url, "TOKENWARD_KEY": shell.daemon.key}
     by_variable = tokenward("token", "acme-1", cwd=tmp_path, environ=variables)
     assert by_option.stdout == by_variable.stdout == f"{ACCESS_TOKEN}\n"
+
+
+def test_unix_socket_needs_no_key(shell: Shell, tmp_path: Path) -> None:
+    """An allowed user comes through the Unix socket without a key."""
+    socket = f"unix:{shell.directory / 'api.sock'}"
+    done = tokenward("--api", socket, "token", "acme-1", cwd=tmp_path)
+    assert done.stdout == f"{ACCESS_TOKEN}\n", done.stderr
 
 
 def test_connections(shell: Shell) -> None:

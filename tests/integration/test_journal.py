@@ -83,7 +83,8 @@ async def test_many_replies_at_once_are_all_kept(tmp_path: Path) -> None:
         replace(ENTRY, attempt=f"attempt-{n}", reply=replace(ENTRY.reply, body=b"x" * 9000))
         for n in range(100)
     ]
-    await asyncio.gather(*(journal.keep(entry) for entry in entries))
+    for first in range(0, 100, 25):
+        await asyncio.gather(*(journal.keep(entry) for entry in entries[first : first + 25]))
     await journal.close()
 
     again = journal_in(tmp_path)
@@ -205,4 +206,21 @@ async def test_a_file_whose_sync_failed_is_abandoned(
 
     again = journal_in(tmp_path)
     assert [entry.attempt for entry in again.open()] == ["attempt-1", "attempt-2"]
+    await again.close()
+
+
+async def test_what_was_preallocated_is_given_back_at_the_next_start(tmp_path: Path) -> None:
+    """A crash loop leaves no files behind that hold nothing, and no zeros."""
+    for _ in range(3):
+        journal = journal_in(tmp_path)
+        journal.open()
+        await journal.close()
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(ENTRY)
+    await journal.close()
+    again = journal_in(tmp_path)
+    assert again.open() == [ENTRY]
+    used, fresh = segment_files(tmp_path / "journal")
+    assert used.stat().st_size < RESERVATION < fresh.stat().st_size
     await again.close()

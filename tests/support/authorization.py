@@ -16,12 +16,15 @@ from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DiscoveryError
 from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Endpoints, Provider
+from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet
 from daemon.oauth.authorization import Authorizer, new_secret
 from daemon.oauth.authorization_errors import AuthorizationFailures
 from daemon.oauth.redirection import Learning, Redirection
+from daemon.oauth.token_endpoint import Received
 from daemon.oauth.token_request import Exchange
 from tests.support.memory_authorizations import MemoryAuthorizations
+from tests.support.memory_journal import MemoryJournal
 
 _T = TypeVar("_T")
 
@@ -50,6 +53,9 @@ GRANTED = Outcome(
         access_token="access-canary", refresh_token="refresh-canary", expires_in=3600.0
     ),
 )
+
+
+REPLY = RawReply(status=200, headers={}, body=b'{"access_token": "access-canary"}')
 
 
 class SteppedClock:
@@ -139,13 +145,21 @@ class ScriptedTokenEndpoint:
         self.reached = asyncio.Event()
 
     async def request(
-        self, provider: Provider, url: str, message: Exchange, *, hard_timeout: float
+        self,
+        provider: Provider,
+        url: str,
+        message: Exchange,
+        *,
+        hard_timeout: float,
+        received: Received,
     ) -> Outcome:
         """Answer."""
         assert hard_timeout > 0
         self.sent.append((provider.name, url, message))
         self.reached.set()
         await self.gate.wait()
+        if self.outcome.kind is not OutcomeKind.IN_DOUBT:
+            await received(REPLY)
         return self.outcome
 
 
@@ -161,6 +175,7 @@ class Flow:
     token_endpoint: ScriptedTokenEndpoint = field(default_factory=ScriptedTokenEndpoint)
     providers: dict[str, Provider] = field(default_factory=lambda: {"acme": ACME})
     public_url: str = "http://localhost:7421"
+    journal: MemoryJournal = field(default_factory=MemoryJournal)
     learned: list[tuple[Connection, TokenSet]] = field(default_factory=list)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -184,6 +199,7 @@ class Flow:
                 authorized=lambda connection, tokens: self.learned.append((connection, tokens)),
                 default_lifetime=lambda: timedelta(hours=1),
             ),
+            journal=self.journal,
             failures=self.failures,
             events=self.events,
             clock=self.clock,

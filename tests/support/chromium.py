@@ -207,6 +207,8 @@ async def _page_url(session: ClientSession, port_file: Path) -> str:
         port = port_file.read_text().splitlines()[0]
         async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
             pages = await answer.json()
-        return next((page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page"), None)
+        return next(
+            (page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page"), None
+        )
 
     return await eventually(look, within=_PATIENCE, what="the browser's start")

@@ -58,13 +58,18 @@ class MemoryAuthorizations:
         return self.pending.pop(state_hash, None)
 
     async def complete(
-        self, authorization: PendingAuthorization, tokens: TokenSet, *, due_at: datetime | None
+        self,
+        connection_id: str,
+        tokens: TokenSet,
+        *,
+        due_at: datetime | None,
+        only_after: int | None = None,
     ) -> Connection | None:
         """Store the tokens one generation above the stored ones."""
         self._called("complete")
-        name = authorization.connection_id
+        name = connection_id
         before = self.connections.get(name)
-        if before is None:
+        if before is None or only_after not in {None, before.generation}:
             return None
         after = replace(
             before,

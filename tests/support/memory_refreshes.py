@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from daemon.domain.admission import ProviderState, admit, admitted, after_outcome, again_in
@@ -36,6 +36,7 @@ class MemoryRow:
     status: Status = Status.ACTIVE
     state: ClaimState = ClaimState.IDLE
     attempt: str | None = None
+    owner: str | None = None
     take_over_at: datetime | None = None
     failures: int = 0
     last_error: Failure | None = None
@@ -74,13 +75,12 @@ class MemoryRefreshes:
         self, *, room: Mapping[str, tuple[int, float]], owner: str, hold: timedelta, now: datetime
     ) -> DueClaims:
         """Claim what is due."""
-        del owner
         self._called("claim_due")
         clock = self._clock.now()
         claims: list[Claim] = []
         waits: list[float | None] = []
         for name, (places, rate) in room.items():
-            admission = admit(self._state(name), rate=rate, wanted=places, now=clock)
+            admission = admit(self.state_of(name), rate=rate, wanted=places, now=clock)
             due = sorted(
                 (row.due_at, row.id)
                 for row in self.rows.values()
@@ -89,10 +89,10 @@ class MemoryRefreshes:
             )
             taken = [self.rows[one] for _, one in due[: len(admission.delays)]]
             claims += [
-                self._claim(row, delay, hold)
+                self._claim(row, delay, owner, hold)
                 for row, delay in zip(taken, admission.delays, strict=False)
             ]
-            state = admitted(self._state(name), len(taken), rate=rate, now=clock)
+            state = admitted(self.state_of(name), len(taken), rate=rate, now=clock)
             self.states[name] = state
             waits.append(again_in(state, places=places, taken=len(taken), rate=rate, now=clock))
         soonest = min((wait for wait in waits if wait is not None), default=None)
@@ -104,7 +104,6 @@ class MemoryRefreshes:
         self, wanted: Wanted, *, owner: str, hold: timedelta, now: datetime
     ) -> Claim | Refusal:
         """Claim one connection."""
-        del owner
         self._called("claim")
         row = self.rows.get(wanted.connection_id)
         reason = refusal(None if row is None else row.schedule(), wanted, now)
@@ -115,7 +114,7 @@ class MemoryRefreshes:
                 retry_at=None if row is None else row.due_at,
             )
         admission = admit(
-            self._state(row.provider),
+            self.state_of(row.provider),
             rate=wanted.rate,
             wanted=1,
             now=self._clock.now(),
@@ -128,7 +127,7 @@ class MemoryRefreshes:
                 reason=RefusalReason.PROVIDER_PAUSED,
                 retry_at=admission.retry_at,
             )
-        claim = self._claim(row, admission.delays[0], hold)
+        claim = self._claim(row, admission.delays[0], owner, hold)
         row.due_at = min(row.due_at or now, now)
         return claim
 
@@ -147,18 +146,33 @@ class MemoryRefreshes:
         del now
         self._called("abandoned")
         return [
-            Abandoned(
-                connection_id=row.id,
-                provider=row.provider,
-                attempt=row.attempt or "",
-                failures=row.failures,
-                generation=row.tokens.generation,
-                issued_at=row.tokens.issued_at,
-                expires_at=row.tokens.expires_at,
-            )
+            _abandoned(row)
             for row in self.rows.values()
             if row.provider in providers and row.state is ClaimState.SENDING
             if row.take_over_at is not None and row.take_over_at < self._clock.now()
+        ]
+
+    async def reclaim(
+        self, connection_id: str, *, attempt: str, generation: int, owner: str, hold: timedelta
+    ) -> Claim | None:
+        """Claim again for a reply that the journal kept."""
+        self._called("reclaim")
+        row = self.rows.get(connection_id)
+        if row is None or row.tokens.generation != generation:
+            return None
+        if row.state is ClaimState.SENDING and row.attempt != attempt:
+            return None
+        claim = self._claim(row, 0.0, owner, hold)
+        row.attempt = attempt
+        return replace(claim, attempt=attempt, was_in_doubt=False)
+
+    async def abandoned_by(self, owner: str) -> list[Abandoned]:
+        """Return the open claims of an owner that has just started."""
+        self._called("abandoned_by")
+        return [
+            _abandoned(row)
+            for row in self.rows.values()
+            if row.owner == owner and row.state is ClaimState.SENDING
         ]
 
     async def next_due(self, providers: Sequence[str], *, after: datetime) -> datetime | None:
@@ -170,7 +184,7 @@ class MemoryRefreshes:
     async def learn(self, provider: str, outcome: Outcome) -> tuple[ProviderState, ProviderState]:
         """Let the fleet know."""
         self._called("learn")
-        before = self._state(provider)
+        before = self.state_of(provider)
         self.states[provider] = after_outcome(before, outcome, self._clock.now())
         return before, self.states[provider]
 
@@ -190,11 +204,12 @@ class MemoryRefreshes:
         if self.is_away:
             raise DatabaseUnavailableError("the database is away")
 
-    def _state(self, provider: str) -> ProviderState:
+    def state_of(self, provider: str) -> ProviderState:
+        """Return what the fleet knows of a provider."""
         fresh = ProviderState(provider=provider, free_at=self._clock.now())
         return self.states.setdefault(provider, fresh)
 
-    def _claim(self, row: MemoryRow, delay: float, hold: timedelta) -> Claim:
+    def _claim(self, row: MemoryRow, delay: float, owner: str, hold: timedelta) -> Claim:
         self._attempts += 1
         claim = Claim(
             connection_id=row.id,
@@ -208,7 +223,7 @@ class MemoryRefreshes:
             planned_at=row.due_at,
             delay=delay,
         )
-        row.state, row.attempt = ClaimState.SENDING, claim.attempt
+        row.state, row.attempt, row.owner = ClaimState.SENDING, claim.attempt, owner
         row.take_over_at = self._clock.now() + hold
         return claim
 
@@ -227,6 +242,18 @@ class MemoryRefreshes:
         if settlement.touches_connection:
             row.status, row.last_error = settlement.status, settlement.last_error
         return Settled.STORED
+
+
+def _abandoned(row: MemoryRow) -> Abandoned:
+    return Abandoned(
+        connection_id=row.id,
+        provider=row.provider,
+        attempt=row.attempt or "",
+        failures=row.failures,
+        generation=row.tokens.generation,
+        issued_at=row.tokens.issued_at,
+        expires_at=row.tokens.expires_at,
+    )
 
 
 def _is_written(row: MemoryRow, settlement: Settlement) -> bool:

@@ -143,6 +143,18 @@ class Tokenward:
         if self.process is not None:
             self.process.send_signal(number)
 
+    async def reload(self) -> bool:
+        """Write ``settings``, send SIGHUP, and tell whether they were taken."""
+        outcomes = {"configuration_reloaded": True, "configuration_rejected": False}
+        before = {event: len(self.logged(event)) for event in outcomes}
+        self.write_config()
+        self.signal(signal.SIGHUP)
+
+        async def decided() -> str | None:
+            return next((e for e in outcomes if len(self.logged(e)) > before[e]), None)
+
+        return outcomes[await eventually(decided, what="the end of the reload")]
+
     def log(self) -> str:
         """Return all that was logged."""
         return self.log_path.read_text() if self.log_path.exists() else ""

@@ -184,6 +184,17 @@ def test_retry_after_pauses_the_provider() -> None:
     assert after_outcome(FRESH, Outcome(kind=OutcomeKind.REFUSED), START) == FRESH
 
 
+@pytest.mark.parametrize(("circuit", "closes"), [("unavailable", True), ("misconfigured", False)])
+def test_a_well_formed_refusal_shows_that_the_provider_is_there(
+    *, circuit: str, closes: bool
+) -> None:
+    """It ends an outage, but says nothing about a client that is refused."""
+    state = replace(OPEN, circuit=circuit, paused_until=START + PROBE_INTERVAL)
+    after = after_outcome(state, Outcome(kind=OutcomeKind.REFUSED, retry_after=90.0), START)
+    assert (after.circuit is None) == closes
+    assert after.paused_until == START + seconds(90)
+
+
 def test_again_in() -> None:
     """A sweep that the rate or a pause has limited learns when to come again."""
     now = START + seconds(60)
@@ -259,7 +270,7 @@ def test_an_open_circuit_never_sees_two_probes_within_thirty_seconds(
         state = admission.state
         probes += [(now - START).total_seconds()] * len(admission.delays)
         if admission.delays:
-            kind = OutcomeKind.IN_DOUBT if next(answers, True) else OutcomeKind.REFUSED
+            kind = OutcomeKind.IN_DOUBT if next(answers, True) else OutcomeKind.NOT_SENT
             state = after_outcome(state, Outcome(kind=kind), now)
     gaps = [later - sooner for sooner, later in pairwise(probes)]
     assert all(gap >= PROBE_INTERVAL.total_seconds() for gap in gaps)

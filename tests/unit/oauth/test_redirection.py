@@ -14,11 +14,12 @@ from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError, KeyringError
 from daemon.domain.outcome import FailureReason, Granted, Outcome, OutcomeKind
 from daemon.domain.tokens import tokens_of
+from daemon.oauth.authorization import fingerprint
 from daemon.oauth.authorization_errors import Failed, Fault, explain
 from daemon.oauth.authorization_response import CallbackParams, CallbackRejection
 from daemon.oauth.authorization_words import OURS, PROVIDERS
 from daemon.oauth.redirection import STORE_PATIENCE, Completed, exchange_fault
-from tests.support.authorization import ACME, GRANTED, ISSUER, PENDING, START, Flow
+from tests.support.authorization import ACME, GRANTED, ISSUER, PENDING, REPLY, START, Flow
 
 OTHER_BROWSER = "x" * 43
 
@@ -443,3 +444,49 @@ async def test_a_reference_is_ten_base32_characters() -> None:
 
     assert all(re.fullmatch(r"[A-Z2-7]{10}", failed.reference) for failed in failures)
     assert len({failed.reference for failed in failures}) == 3
+
+
+async def test_a_reply_is_in_the_journal_until_its_tokens_are_stored() -> None:
+    """Kept raw before it is read, with the generation it may follow; settled when stored."""
+    flow = Flow()
+    state, browser = await flow.begun()
+
+    await flow.redirection.complete(CallbackParams(state=state, code="c"), browser)
+
+    assert [(e.connection_id, e.generation, e.reply) for e in flow.journal.kept] == [
+        (PENDING.id, 0, REPLY)
+    ]
+    assert flow.journal.entries == {}
+
+
+async def test_a_reply_that_could_not_be_stored_stays_in_the_journal() -> None:
+    """The database stayed away: the next start finds the tokens."""
+    flow = Flow()
+    state, browser = await flow.begun()
+    authorization = flow.store.pending[fingerprint(state)]
+    flow.token_endpoint.gate.clear()
+    ending = asyncio.create_task(
+        flow.redirection.complete(CallbackParams(state=state, code="c"), browser)
+    )
+    await flow.token_endpoint.reached.wait()
+    flow.store.is_away = True
+    flow.token_endpoint.gate.set()
+
+    ended = await ending
+
+    assert isinstance(ended, Failed)
+    assert ended.code == "not_stored"
+    assert list(flow.journal.entries) == [f"exchange-{authorization.state_hash.hex()}"]
+
+
+async def test_without_room_in_the_journal_no_code_is_sent() -> None:
+    """A reply that could not be kept is not asked for."""
+    flow = Flow()
+    state, browser = await flow.begun()
+    flow.journal.is_full = True
+
+    ended = await flow.redirection.complete(CallbackParams(state=state, code="c"), browser)
+
+    assert isinstance(ended, Failed)
+    assert (ended.code, ended.status) == ("journal_unavailable", 503)
+    assert flow.token_endpoint.sent == []

@@ -1,0 +1,173 @@
+"""One way to set up and look at refresh stores, in memory and on PostgreSQL alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from daemon.domain.claim import ClaimState
+from daemon.domain.clock import SystemClock
+from daemon.domain.connection import Connection, Status
+from daemon.domain.tokens import TokenSet
+from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.postgres import Database
+from daemon.persistence.refreshes import PostgresRefreshes
+from daemon.persistence.rows import token_set
+from daemon.refresh.ports import CurrentTokens, RefreshStore
+from tests.support.clock import FakeClock
+from tests.support.memory_refreshes import MemoryRefreshes, MemoryRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What is stored of a connection and its schedule."""
+
+    status: Status
+    state: ClaimState
+    due_at: datetime | None
+    failures: int
+    tokens: TokenSet
+    error: str | None
+
+
+class Stage(Protocol):
+    """A store with ways to prepare it and to see what it holds."""
+
+    store: RefreshStore
+    tokens: CurrentTokens
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """Return the caller's wall time."""
+
+    @abstractmethod
+    async def add(
+        self, name: str, tokens: TokenSet, *, provider: str, due_at: datetime | None
+    ) -> None:
+        """Store an active connection."""
+
+    @abstractmethod
+    async def stored(self, name: str) -> Stored:
+        """Return what is stored."""
+
+    @abstractmethod
+    async def set_status(self, name: str, status: Status) -> None:
+        """Change a connection from the side."""
+
+    @abstractmethod
+    async def pass_time(self, seconds: float) -> None:
+        """Let time pass, on the store's clock as well."""
+
+
+class MemoryStage(Stage):
+    """The fake."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.memory = MemoryRefreshes(self.clock)
+        self.store = self.memory
+        self.tokens = self.memory
+
+    def now(self) -> datetime:
+        """Return the fake clock's time."""
+        return self.clock.now()
+
+    async def add(
+        self, name: str, tokens: TokenSet, *, provider: str, due_at: datetime | None
+    ) -> None:
+        """Store a row."""
+        self.memory.rows[name] = MemoryRow(id=name, provider=provider, tokens=tokens, due_at=due_at)
+        self.memory.state_of(provider)
+
+    async def stored(self, name: str) -> Stored:
+        """Return the row."""
+        row = self.memory.rows[name]
+        return Stored(
+            status=row.status,
+            state=row.state,
+            due_at=row.due_at,
+            failures=row.failures,
+            tokens=row.tokens,
+            error=row.last_error.code if row.last_error else None,
+        )
+
+    async def set_status(self, name: str, status: Status) -> None:
+        """Change the row."""
+        self.memory.rows[name].status = status
+
+    async def pass_time(self, seconds: float) -> None:
+        """Move the clock."""
+        self.clock.advance(seconds)
+
+
+class PostgresStage(Stage):
+    """The real one. Time passes by moving what is stored on the database's clock back."""
+
+    def __init__(self, database: Database, cipher: TokenCipher) -> None:
+        self.database = database
+        self.cipher = cipher
+        self.refreshes = PostgresRefreshes(database, cipher)
+        self.connections = PostgresConnections(database, cipher)
+        self.store = self.refreshes
+        self.tokens = self.connections
+        self._start = SystemClock().now()
+        self._passed = timedelta()
+
+    def now(self) -> datetime:
+        """Return a time that stands still but for ``pass_time``."""
+        return self._start + self._passed
+
+    async def add(
+        self, name: str, tokens: TokenSet, *, provider: str, due_at: datetime | None
+    ) -> None:
+        """Store rows as an import of tokens does."""
+        connection = Connection(
+            id=name,
+            provider=provider,
+            grant="authorization_code",
+            status=Status.ACTIVE,
+            created_at=self.now(),
+            updated_at=self.now(),
+        )
+        assert await self.connections.create(connection, tokens, due_at=due_at)
+        await self.refreshes.add_providers([provider])
+
+    async def stored(self, name: str) -> Stored:
+        """Return the joined rows."""
+        row = await self.database.fetchrow(
+            "SELECT c.status, c.last_error, s.*, t.* FROM connections c"
+            " JOIN refresh_schedule s ON s.connection_id = c.id"
+            " JOIN token_sets t ON t.connection_id = c.id WHERE c.id = $1",
+            name,
+        )
+        assert row is not None
+        return Stored(
+            status=Status(row["status"]),
+            state=ClaimState(row["state"]),
+            due_at=row["due_at"],
+            failures=row["failures"],
+            tokens=token_set(row, self.cipher),
+            error=row["last_error"]["code"] if row["last_error"] else None,
+        )
+
+    async def set_status(self, name: str, status: Status) -> None:
+        """Change the row."""
+        await self.database.execute(
+            "UPDATE connections SET status = $2 WHERE id = $1", name, status.value
+        )
+
+    async def pass_time(self, seconds: float) -> None:
+        """Move the stored times."""
+        by = timedelta(seconds=seconds)
+        self._passed += by
+        await self.database.execute(
+            "UPDATE refresh_schedule SET take_over_at = take_over_at - $1::interval", by
+        )
+        await self.database.execute(
+            "UPDATE provider_state SET free_at = free_at - $1::interval,"
+            " paused_until = paused_until - $1::interval",
+            by,
+        )

@@ -1,0 +1,260 @@
+"""The sweep: claims what is due, starts it, and sleeps until something else is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+
+from daemon.domain.claim import ClaimState
+from daemon.domain.connection import Status
+from daemon.domain.outcome import Outcome, OutcomeKind
+from daemon.domain.provider import Rotation, RotationKind
+from tests.support.clock import FakeClock
+from tests.support.memory_refreshes import MemoryRefreshes
+from tests.support.refreshing import ACME, Replica, tokens
+
+
+@asynccontextmanager
+async def sweeping(here: Replica) -> AsyncIterator[asyncio.Task[None]]:
+    """Run the sweep."""
+    running = asyncio.create_task(here.scheduler.run())
+    await here.clock.settle()
+    try:
+        yield running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_is_due_is_refreshed_when_it_is_due() -> None:
+    """Each connection is refreshed at its time, and none before."""
+    here = Replica()
+    for name, due_in in [("a", 5.0), ("b", 100.0), ("c", 12.5)]:
+        here.add(name, due_in=due_in)
+    async with sweeping(here):
+        await here.clock.run(200)
+    assert here.sender.times == pytest.approx([5, 12.5, 100], abs=0.1)
+
+
+async def test_a_refresh_plans_the_next() -> None:
+    """The life of short tokens goes on from refresh to refresh, each before the expiry."""
+    here = Replica()
+    here.sender.lifetime = 20.0
+    here.add(due_in=0, stored=tokens(20))
+    async with sweeping(here):
+        await here.clock.run(200)
+    gaps = [later - sooner for sooner, later in pairwise(here.sender.times)]
+    assert len(gaps) >= 10
+    assert all(8 <= gap <= 15 for gap in gaps)
+    assert "refresh_failed" not in here.events.names
+
+
+async def test_an_idle_sweep_looks_twice_a_minute() -> None:
+    """With nothing due the database is asked each half minute, and no more."""
+    here = Replica()
+    here.add(due_in=None)
+    async with sweeping(here):
+        await here.clock.run(301)
+    assert 10 <= here.store.calls.count("claim_due") <= 12
+
+
+async def test_what_becomes_due_elsewhere_is_found() -> None:
+    """A connection that another replica has planned is late by half a minute at most."""
+    here = Replica()
+    async with sweeping(here):
+        await here.clock.run(1)
+        here.add(due_in=0)
+        await here.clock.run(31)
+    assert len(here.sender.sent) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+async def test_what_is_expected_is_not_late(seconds: float) -> None:
+    """Who plans something tells the sweep, which wakes up for it."""
+    here = Replica()
+    async with sweeping(here):
+        await here.clock.run(1)
+        here.add(due_in=seconds)
+        here.scheduler.expect(seconds)
+        await here.clock.run(seconds + 0.05)
+    assert here.sender.times == pytest.approx([1 + seconds], abs=0.05)
+
+
+class SlowStore(MemoryRefreshes):
+    """A store that takes a moment to answer one kind of question."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.slow = ""
+        self._waits = clock
+
+    def _called(self, method: str) -> None:
+        super()._called(method)
+        if method == self.slow:
+            self.slow = ""
+            self.meanwhile()
+
+
+@pytest.mark.parametrize("question", ["claim_due", "next_due"])
+async def test_what_is_expected_during_a_sweep_is_not_late(question: str) -> None:
+    """What is planned while the sweep asks the database is not overlooked."""
+    clock = FakeClock()
+    store = SlowStore(clock)
+    here = Replica(clock=clock, shared_store=store)
+
+    def plan() -> None:
+        # After the answer was given: the sweep's own look did not see it.
+        asyncio.get_running_loop().call_soon(add)
+
+    def add() -> None:
+        here.add(due_in=2)
+        here.scheduler.expect(2)
+
+    store.meanwhile, store.slow = plan, question
+    async with sweeping(here):
+        await here.clock.run(3)
+    assert here.sender.times == pytest.approx([2], abs=0.05)
+
+
+async def test_what_becomes_due_during_a_sweep_is_not_late() -> None:
+    """Between the claim and the look for the next due time nothing falls through."""
+    clock = FakeClock()
+    store = SlowStore(clock)
+    here = Replica(clock=clock, shared_store=store)
+    here.add(due_in=0.5)
+    store.meanwhile, store.slow = lambda: clock.advance(1), "next_due"
+    async with sweeping(here):
+        await here.clock.run(0.1)
+    assert here.sender.times == pytest.approx([1], abs=0.1)
+
+
+async def test_a_backlog_is_worked_off_at_the_rate() -> None:
+    """After an outage nothing rushes: the fleet's rate holds, and everybody has a turn."""
+    here = Replica(providers={"acme": replace(ACME, rate=10.0, concurrency=64)})
+    for number in range(100):
+        here.add(f"c{number}", due_in=-3600)
+    async with sweeping(here):
+        await here.clock.run(12)
+    assert len(here.sender.sent) == 100
+    times = here.sender.times
+    for moment in times:
+        assert sum(moment <= other < moment + 1 for other in times) <= 20
+    assert 9 <= max(times) <= 11
+
+
+async def test_places_come_free_and_are_used() -> None:
+    """With few places the sweep goes on the moment that one comes free."""
+    here = Replica(providers={"acme": replace(ACME, concurrency=2)})
+    here.sender.takes = 1.0
+    for number in range(10):
+        here.add(f"c{number}", due_in=-1)
+    async with sweeping(here):
+        await here.clock.run(5.5)
+    assert len(here.sender.sent) == 10
+
+
+async def test_callers_who_hold_all_places_do_not_starve_the_sweep() -> None:
+    """What is due while callers' own refreshes fill a provider starts when they end."""
+    here = Replica(providers={"acme": replace(ACME, concurrency=1)})
+    here.sender.takes = 2.0
+    here.add("asked", due_in=3600)
+    caller = asyncio.create_task(here.refresher.refresh(here.wanted("asked")))
+    await here.clock.run(0.5)
+    here.add("due", due_in=0)
+    async with sweeping(here):
+        await here.clock.run(3)
+        await caller
+        assert here.sender.times == pytest.approx([0, 2], abs=0.1)
+
+
+async def test_a_slow_provider_delays_no_other() -> None:
+    """Where one provider's places are all taken the others are swept as ever."""
+    other = replace(ACME, name="other")
+    here = Replica(providers={"acme": replace(ACME, concurrency=1), "other": other})
+    here.sender.takes = 60.0
+    for number in range(5):
+        here.add(f"slow{number}", due_in=-1)
+    for number in range(3):
+        here.add(f"quick{number}", due_in=5.0 + number, provider="other")
+    async with sweeping(here):
+        await here.clock.run(10)
+    assert here.sender.times == pytest.approx([0, 5, 6, 7], abs=0.1)
+
+
+async def test_the_database_is_away() -> None:
+    """The sweep goes on when it is back; no place was lost meanwhile."""
+    here = Replica()
+    here.add(due_in=1)
+    here.store.is_away = True
+    async with sweeping(here):
+        await here.clock.run(60)
+        assert here.sender.sent == []
+        assert here.slots.free("acme") == ACME.concurrency
+        here.store.is_away = False
+        await here.clock.run(2.1)
+    assert len(here.sender.sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "resent"), [(RotationKind.STATIC, 122), (RotationKind.STRICT, 3480)]
+)
+async def test_vanished_owners_are_taken_over(kind: RotationKind, resent: float) -> None:
+    """A claim past its time is put in doubt, told, and resent when that is safe."""
+    here = Replica(providers={"acme": replace(ACME, rotation=Rotation(kind))})
+    row = here.add(due_in=0)
+    gone = Replica(clock=here.clock, shared_store=here.store, owner="gone")
+    await gone.store.claim_due(
+        room={"acme": (8, 1000.0)},
+        owner="gone",
+        hold=timedelta(seconds=120),
+        now=here.clock.now(),
+    )
+    assert row.state is ClaimState.SENDING
+    async with sweeping(here):
+        await here.clock.run(151)
+        if kind is RotationKind.STRICT:
+            assert (row.state, row.status) == (ClaimState.IN_DOUBT, Status.FAILING)
+        assert here.published[0] == "acme-1"
+        await here.clock.run(3400)
+    assert here.sender.times[0] == pytest.approx(resent, abs=32)
+    assert row.status is Status.ACTIVE
+
+
+async def test_a_pause_is_slept_through() -> None:
+    """A provider that wants a rest is left alone until its end, then its backlog goes on."""
+    here = Replica()
+    for number in range(3):
+        here.add(f"c{number}", due_in=0)
+    await here.store.learn("acme", Outcome(kind=OutcomeKind.REFUSED, retry_after=100.0))
+    async with sweeping(here):
+        await here.clock.run(99)
+        assert here.sender.sent == []
+        await here.clock.run(2)
+    assert len(here.sender.sent) == 3
+
+
+async def test_stop() -> None:
+    """After ``stop`` nothing more is claimed, and the sweep ends by itself."""
+    here = Replica()
+    here.add(due_in=5)
+    async with sweeping(here) as running:
+        here.scheduler.stop()
+        await here.clock.settle()
+        assert running.done()
+        await here.clock.run(10)
+    assert here.sender.sent == []
+
+
+async def test_without_providers_nothing_happens() -> None:
+    """A configuration without providers is swept without harm."""
+    here = Replica(providers={})
+    async with sweeping(here) as running:
+        await here.clock.run(100)
+        assert not running.done()
