@@ -16,6 +16,7 @@ from daemon.persistence.postgres import Database
 from daemon.persistence.rows import seal_tokens
 
 _VERIFIER = "code_verifier"
+_LOCK_CONNECTION = "SELECT 1 FROM connections WHERE id = $1 FOR NO KEY UPDATE"
 _LOCK_SCHEDULE = "SELECT 1 FROM refresh_schedule WHERE connection_id = $1 FOR UPDATE"
 
 
@@ -111,20 +112,22 @@ class PostgresAuthorizations:
         async with self._database.transaction() as session:
             # The schedule's row is locked first, as a refresh's settlement does: no deadlock.
             await session.execute(_LOCK_SCHEDULE, name)
+            # A first authorization has no schedule yet: the connection's row keeps two apart.
+            provider = await session.fetchval(
+                "SELECT provider FROM connections WHERE id = $1 FOR UPDATE", name
+            )
             generation = await session.fetchval(
                 "SELECT generation FROM token_sets WHERE connection_id = $1 FOR UPDATE", name
             )
-            if only_after is not None and (generation or 0) != only_after:
+            if provider is None or only_after not in {None, generation or 0}:
                 return None
-            row = await session.fetchrow(
+            await session.execute(
                 "UPDATE connections SET status = 'active', last_error = NULL, updated_at = $2"
-                " WHERE id = $1 RETURNING provider",
+                " WHERE id = $1",
                 name,
                 now,
             )
-            if row is None:
-                return None
-            await session.execute(INSERT_SCHEDULE, name, row["provider"], due_at)
+            await session.execute(INSERT_SCHEDULE, name, provider, due_at)
             stored = replace(tokens, generation=(generation or 0) + 1)
             access, refresh = seal_tokens(self._cipher, name, stored)
             await session.execute(

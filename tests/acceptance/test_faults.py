@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,15 @@ from aiohttp import ClientSession, TCPConnector, TraceConfig
 from tests.support.oauth_flow import browser_session
 from tests.support.oidc_provider import OidcProvider
 from tests.support.polling import eventually
+from tests.support.raw_server import writes_then_waits
 from tests.support.token_server import TokenServer, refuses, says
 from tests.support.tokenward import Reply, Tokenward, connect
 
-LONG_AGO = "2020-01-01T00:00:00Z"
+EXPIRED = {
+    "access_token": "old",
+    "refresh_token": "old",
+    "expires_at": "2020-01-01T00:00:00Z",
+}
 HTML = {"status": 200, "headers": {"Content-Type": "text/html"}, "body": "<h1>Log in</h1>"}
 
 
@@ -109,8 +115,6 @@ async def test_retry_after_is_obeyed(daemon: Tokenward) -> None:
     with OidcProvider() as server:
         daemon.settings["providers"] = {"acme": oidc_settings(server)}
         async with daemon:
-            server.inject(action="answer", status=429, headers={"Retry-After": "3"}, count=1)
-            server.clear_faults()
             granted = [await server.connect() for _ in range(2)]
             server.inject(action="answer", status=429, headers={"Retry-After": "3"})
             for number, grant in enumerate(granted):
@@ -274,34 +278,32 @@ async def test_a_reply_without_expires_in(
 
 async def test_a_hanging_provider_delays_nobody_else(daemon: Tokenward) -> None:
     """While every place at one provider hangs, another's callers get their first tokens."""
-    held = asyncio.Event()
-
-    async def hang(_: object) -> None:
-        await held.wait()
-
     async with TokenServer() as slow, TokenServer() as fast:
-        slow.answer = hang
-        daemon.settings["providers"] = {"slow": slow.provider(), "fast": fast.provider()}
+        slow.answer = writes_then_waits(b"")
+        daemon.settings["providers"] = {
+            "slow": slow.provider(rate="1000/s"),
+            "fast": fast.provider(),
+        }
         async with daemon:
-            names = [f"slow-{number}" for number in range(40)]
-            expired = {"access_token": "old", "refresh_token": "old", "expires_at": LONG_AGO}
-            for name in names:
-                await daemon.create("slow", id=name, tokens=expired)
-            waiting = [asyncio.create_task(daemon.token(name)) for name in names]
+            for number in range(40):
+                await daemon.create("slow", id=f"slow-{number}", tokens=EXPIRED)
+            waiting = [asyncio.create_task(daemon.token(f"slow-{n}")) for n in range(40)]
 
             async def all_places_hang() -> bool:
                 metrics = await daemon.metrics()
                 return metrics['tokenward_refreshes_in_flight{provider="slow"}'] == 8
 
-            await eventually(all_places_hang)
-            for number in range(10):
-                name = f"fast-{number}"
-                await daemon.create("fast", id=name, tokens=expired)
-                assert (await daemon.token(name)).status == 200
-            assert not any(task.done() for task in waiting)
-            slow.answer = slow.grant
-            held.set()
-            await asyncio.gather(*waiting)
+            await eventually(all_places_hang, what="8 hanging requests")
+            for number in range(8):
+                await daemon.create("fast", id=f"fast-{number}", tokens=EXPIRED)
+                assert (await daemon.token(f"fast-{number}")).status == 200
+            done = [task for task in waiting if task.done()]
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            # Nothing of it is worth the grace that a stop would give.
+            daemon.signal(signal.SIGKILL)
+        assert done == []
 
 
 async def test_many_callers_of_one_expired_token_cost_one_request(daemon: Tokenward) -> None:
@@ -329,8 +331,7 @@ async def test_many_callers_of_one_expired_token_cost_one_request(daemon: Tokenw
             daemon,
             ClientSession(connector=TCPConnector(limit=0), trace_configs=[trace]) as session,
         ):
-            expired = {"access_token": "old", "refresh_token": "old", "expires_at": LONG_AGO}
-            await daemon.create("acme", id="acme-1", tokens=expired)
+            await daemon.create("acme", id="acme-1", tokens=EXPIRED)
             headers = {"Authorization": f"Bearer {daemon.key}"}
 
             async def read() -> tuple[int, str]:

@@ -31,6 +31,7 @@ CONTRACT = [
     ("tokenward_token_request_duration_seconds", "histogram", set()),
     ("tokenward_authorizations_total", "counter", {"provider", "outcome"}),
     ("tokenward_database_up", "gauge", set()),
+    ("tokenward_journal_entries", "gauge", set()),
     ("tokenward_notification_listener_up", "gauge", set()),
     ("tokenward_build_info", "gauge", {"version"}),
 ]
