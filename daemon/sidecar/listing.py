@@ -37,9 +37,9 @@ def read_listing(query: MultiMapping[str]) -> Listing:
     Raises:
         Problem: 400, naming the parameter.
     """
-    names = list(query)
+    names = set(query)
     strangers = [n for n in names if n not in _NAMES and not n.startswith(_METADATA)]
-    if strangers or len(set(names)) != len(names):
+    if strangers or len(names) != len(query):
         raise _bad(
             "The parameters are provider, status, q, metadata.KEY, limit and cursor, each once."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support.polling import eventually
 from tests.support.token_server import TokenServer
 from tests.support.tokenward import Tokenward
 
+HOUR = timedelta(hours=1)
 
 def oidc_settings(server: OidcProvider) -> dict[str, Any]:
     """Return a provider entry for the server."""
@@ -39,7 +41,7 @@ async def begin_refresh(daemon: Tokenward, server: OidcProvider) -> None:
 @pytest.mark.parametrize("phase", ["before", "after"])
 async def test_sigterm_waits_for_a_refresh_in_flight(daemon: Tokenward, phase: str) -> None:
     """Stopped while the provider takes its time: the reply is stored, and served by the next."""
-    with OidcProvider() as server:
+    with OidcProvider(access_token_lifetime=HOUR) as server:
         daemon.settings["providers"] = {"acme": oidc_settings(server)}
         async with daemon:
             server.inject(grant_type="refresh_token", phase=phase, delay_ms=2000)
@@ -68,7 +70,7 @@ async def is_stopping(daemon: Tokenward) -> bool:
 
 async def test_sigterm_begins_no_refresh(daemon: Tokenward) -> None:
     """A caller's refresh that is asked for during a stop is not sent any more."""
-    with OidcProvider() as server:
+    with OidcProvider(access_token_lifetime=HOUR) as server:
         daemon.settings["providers"] = {"acme": oidc_settings(server)}
         async with daemon:
             server.inject(grant_type="refresh_token", delay_ms=2000)
@@ -104,7 +106,7 @@ async def test_killed_and_started_again(tmp_path: Path) -> None:
 
 async def test_killed_while_a_refresh_is_in_flight(daemon: Tokenward) -> None:
     """A refresh token that may be spent is not sent again while the token in hand is good."""
-    with OidcProvider() as server:
+    with OidcProvider(access_token_lifetime=HOUR) as server:
         daemon.settings["providers"] = {"acme": oidc_settings(server)}
         async with daemon:
             server.inject(grant_type="refresh_token", phase="after", action="hang")

@@ -124,6 +124,16 @@ async def test_a_read_is_answered_from_memory_and_the_same_by_both_ways(api: Api
     assert api.cache.take_used() == ["acme-1"]
 
 
+async def test_a_caller_that_closes(api: ApiStage) -> None:
+    """A caller that wants the connection closed gets the same token, and is told of the end."""
+    await api.imported()
+    await api.ask("GET", "/v1/connections/acme-1/token")
+    answer = await api.ask("GET", "/v1/connections/acme-1/token", headers={"Connection": "close"})
+    assert answer.status == 200
+    assert answer.headers["Connection"] == "close"
+    assert answer.body["access_token"] == "imported-acme-1"
+
+
 async def test_min_ttl_and_newer_than(api: ApiStage) -> None:
     """Each refreshes once where it is not met, and is answered from memory where it is."""
     await api.imported(life=100)
@@ -250,7 +260,7 @@ async def test_listing(api: ApiStage) -> None:
     assert seen == [f"acme-{number}" for number in (4, 3, 2, 1, 0)]
     odd = (await api.ask("GET", "/v1/connections?metadata.odd=1&status=pending")).body
     assert [one["id"] for one in odd["connections"]] == ["acme-3", "acme-1"]
-    for bad in ("limit=0", "cursor=x", "status=alive", "colour=red", "cursor=_w"):
+    for bad in ("q=a&q=b", "limit=0", "cursor=x", "status=alive", "colour=red", "cursor=_w"):
         refused = await api.ask("GET", f"/v1/connections?{bad}")
         assert (refused.status, refused.code) == (400, "bad_request")
 
