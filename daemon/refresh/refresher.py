@@ -165,6 +165,7 @@ class Refresher:
     async def drain(self) -> None:
         """Start nothing more; return when every attempt in flight is stored."""
         self._closing = True
+        self._recovered.set()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -198,6 +199,7 @@ class Refresher:
         """Claim and refresh; where another replica is at it, wait for its result."""
         clock = self._ports.clock
         give_up = clock.boottime() + self._settings().request_timeout.total_seconds()
+        await self._recovered.wait()
         await self._slots.take(wanted.provider)
         try:
             return await self._pursue(wanted, give_up)
@@ -253,7 +255,8 @@ class Refresher:
             outcome = await self._send(
                 claim, provider, claim.tokens.refresh_token, sent_at=sent_at, send_by=send_by
             )
-            sent = Sent(at=sent_at, duration=clock.boottime() - began, asked=True)
+            asked = not _is_our_own_fault(outcome)
+            sent = Sent(at=sent_at, duration=clock.boottime() - began, asked=asked)
         await self.conclude(claim, provider, outcome, sent=sent)
         await self._ports.journal.settled(claim.attempt)
         if sent.asked:
@@ -427,6 +430,11 @@ def _current(claim: Claim, settlement: Settlement, tokens: TokenSet) -> CurrentT
 
 def _not_sent(description: str) -> Outcome:
     return Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.OTHER, description=description)
+
+
+def _is_our_own_fault(outcome: Outcome) -> bool:
+    """Tell whether nothing was sent for a reason that says nothing about the provider."""
+    return outcome.kind is OutcomeKind.NOT_SENT and outcome.reason is FailureReason.OTHER
 
 
 def _nothing_to_send() -> Outcome:

@@ -60,20 +60,30 @@ class Scheduler:
         self._expected = inf
         self._turn = 0
         self._stopping = False
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
 
     async def run(self) -> None:
         """Sweep until ``stop``. Cancelling it between two sweeps loses nothing."""
-        while not self._stopping:
-            try:
-                wait = await self._once()
-            except DatabaseUnavailableError:
-                wait = _DATABASE_AWAY
-            await self._sleep(wait)
+        self._at_rest.clear()
+        try:
+            while not self._stopping:
+                try:
+                    wait = await self._once()
+                except DatabaseUnavailableError:
+                    wait = _DATABASE_AWAY
+                await self._sleep(wait)
+        finally:
+            self._at_rest.set()
 
     def stop(self) -> None:
         """Claim nothing more."""
         self._stopping = True
         self._woken.set()
+
+    async def stopped(self) -> None:
+        """Return when no sweep is on its way any more: what the last one claimed has begun."""
+        await self._at_rest.wait()
 
     def wake(self) -> None:
         """Sweep soon: something became due, or a place became free."""

@@ -217,6 +217,8 @@ async def _drain(daemon: Daemon) -> None:
     daemon.refreshing.scheduler.stop()
     try:
         async with asyncio.timeout(_GRACE):
+            # A sweep that was cut after its claims would leave them to be taken over.
+            await daemon.refreshing.scheduler.stopped()
             await asyncio.gather(daemon.refreshing.refresher.drain(), daemon.uncut.drain())
     except TimeoutError:
         log.warning("stopped_with_requests_in_flight", grace=_GRACE)

@@ -172,7 +172,7 @@ def postmaster(daemon: Tokenward) -> int | None:
 
 
 async def test_a_killed_postmaster_is_replaced(tmp_path: Path) -> None:
-    """kill -9 of the embedded PostgreSQL: tokens go on being served, and all else comes back."""
+    """With the embedded PostgreSQL killed tokens go on being served, and all else comes back."""
     async with TokenServer() as server:
         daemon = Tokenward(tmp_path, {"providers": {"acme": server.provider()}})
         async with daemon:

@@ -46,9 +46,7 @@ async def test_django_accepts_every_token_served(daemon: Tokenward) -> None:
         assert statuses == {200}
 
 
-async def read_through_refreshes(
-    daemon: Tokenward, server: DjangoToolkit, connection: str
-) -> None:
+async def read_through_refreshes(daemon: Tokenward, server: DjangoToolkit, connection: str) -> None:
     """Use every token at the API until it has accepted several generations.
 
     This server ends an access token as it begins to answer the refresh that replaces it: whoever

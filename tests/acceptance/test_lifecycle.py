@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
+from tests.support.oauth_flow import browser_session, query_of
 from tests.support.oidc_provider import OidcProvider
 from tests.support.polling import eventually
+from tests.support.raw_server import Wire
 from tests.support.token_server import TokenServer
 from tests.support.tokenward import Tokenward
 
 HOUR = timedelta(hours=1)
+
 
 def oidc_settings(server: OidcProvider) -> dict[str, Any]:
     """Return a provider entry for the server."""
@@ -84,6 +89,43 @@ async def test_sigterm_begins_no_refresh(daemon: Tokenward) -> None:
             assert await daemon.ended() == 0
             assert sum(server.token_requests().values()) == 1
         assert (refused.status, refused.body["code"]) == (503, "token_unavailable")
+
+
+async def test_sigterm_waits_for_a_code_exchange(daemon: Tokenward) -> None:
+    """Stopped while a code is being exchanged: a code works once, so its tokens are stored."""
+    async with TokenServer() as server:
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def hold(wire: Wire) -> None:
+            asked.set()
+            await go.wait()
+            await server.grant(wire)
+
+        server.answer = hold
+        daemon.settings["providers"] = {"acme": server.provider()}
+        async with daemon, browser_session() as browser:
+            created = await daemon.create("acme", id="acme-1")
+            async with browser.post(created["connect_url"], allow_redirects=False) as begun:
+                state = query_of(begun.headers["Location"])["state"]
+            callback = f"{daemon.redirect_uri}?code=1234567890&state={state}"
+            arriving = asyncio.create_task(last_page(browser, callback))
+            await asked.wait()
+            daemon.signal(signal.SIGTERM)
+            await eventually(lambda: is_stopping(daemon), what="the stop")
+            go.set()
+            assert await daemon.ended() == 0
+            # Whether the page still arrives is the browser's luck; what counts is stored.
+            await asyncio.gather(arriving, return_exceptions=True)
+            await daemon.start()
+            served = (await daemon.token("acme-1")).body
+        assert served["access_token"] == "access-1"
+        assert len(server.forms) == 1
+
+
+async def last_page(browser: ClientSession, url: str) -> int:
+    """Return the status of the page that a URL leads to."""
+    async with browser.get(url) as answer:
+        return answer.status
 
 
 async def test_killed_and_started_again(tmp_path: Path) -> None:

@@ -182,3 +182,40 @@ async def test_a_resend_knows_that_it_is_one(stage: Stage) -> None:
     assert await settle(stage, renewal(first)) == [Settled.SUPERSEDED]
     assert await settle(stage, renewal(resend)) == [Settled.STORED]
     assert (await stage.stored("a")).status is Status.ACTIVE
+
+
+async def test_a_reply_from_the_journal_claims_again(stage: Stage) -> None:
+    """After a restart the kept reply's own attempt is claimed anew, and then settles."""
+    await add(stage, "a")
+    before = await claimed(stage)
+    again = await stage.store.reclaim(
+        "a", attempt=before.attempt, generation=1, owner="one", hold=HOLD
+    )
+    assert again is not None
+    assert (again.attempt, again.tokens) == (before.attempt, before.tokens)
+    assert await settle(stage, renewal(again)) == [Settled.STORED]
+    late = await stage.store.reclaim(
+        "a", attempt=before.attempt, generation=1, owner="one", hold=HOLD
+    )
+    assert late is None
+
+
+async def test_a_reply_from_the_journal_waits_for_nobody_elses_attempt(stage: Stage) -> None:
+    """Where another attempt is on its way, or nothing is known, the kept reply is not wanted."""
+    await add(stage, "a")
+    await claimed(stage)
+    for name in ("a", "nobody"):
+        answer = await stage.store.reclaim(
+            name, attempt="kept", generation=1, owner="one", hold=HOLD
+        )
+        assert answer is None
+
+
+async def test_an_owner_finds_the_claims_it_left_open(stage: Stage) -> None:
+    """After a restart an owner's open claims are known at once; settled ones are not open."""
+    await add(stage, "a", "b")
+    open_one, settled = await claimed(stage, "a"), await claimed(stage, "b")
+    await settle(stage, renewal(settled))
+    (found,) = await stage.store.abandoned_by("one")
+    assert (found.connection_id, found.attempt) == ("a", open_one.attempt)
+    assert await stage.store.abandoned_by("two") == []

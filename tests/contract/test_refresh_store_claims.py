@@ -19,8 +19,10 @@ from daemon.domain.claimable import Wanted
 from daemon.domain.connection import Status
 from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.postgres import Database
 from daemon.persistence.refreshes import PostgresRefreshes
 from tests.support.database import open_database
+from tests.support.polling import eventually
 from tests.support.refresh_claims import (
     HOLD,
     RATE,
@@ -231,3 +233,23 @@ async def test_two_replicas_share_the_work(migrated_url: str, cipher: TokenCiphe
         assert sorted(claims) == sorted(names)
     finally:
         await asyncio.gather(first.close(), second.close())
+
+
+async def test_a_claim_that_had_to_wait_sees_what_was_written(
+    database: Database, cipher: TokenCipher
+) -> None:
+    """Tokens are read after the lock is there: a refresh token that was just spent is not sent."""
+    stage = PostgresStage(database, cipher)
+    await add(stage, "a")
+
+    async def blocked() -> int:
+        return int(await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    async with database.transaction() as session:
+        await session.execute("SELECT 1 FROM refresh_schedule FOR UPDATE")
+        await session.execute("UPDATE token_sets SET generation = 2")
+        waiting = asyncio.create_task(want(stage))
+        await eventually(blocked, what="the wait for the lock")
+    refusal = await waiting
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is RefusalReason.SUPERSEDED

@@ -66,13 +66,16 @@ class Chromium:
                     tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
                 )
             )
-            process = subprocess.Popen(  # noqa: S603 - found on the PATH
-                [self._executable, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            process = await asyncio.create_subprocess_exec(
+                self._executable,
+                *_FLAGS,
+                f"--user-data-dir={profile}",
+                "about:blank",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            stack.push_async_callback(asyncio.to_thread, process.wait)
+            stack.push_async_callback(process.wait)
             stack.callback(process.kill)
             session = await stack.enter_async_context(ClientSession())
             url = await _page_url(session, profile / "DevToolsActivePort")
@@ -146,7 +149,7 @@ class Chromium:
     async def screenshot(self, path: Path) -> None:
         """Save what the window shows."""
         result = await self.command("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(result["data"]))
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(result["data"]))
 
     async def resize(self, width: int, height: int, **more: object) -> None:
         """Give the window another size; ``mobile=True`` for a telephone's."""
@@ -202,9 +205,9 @@ async def _page_url(session: ClientSession, port_file: Path) -> str:
     """Return the WebSocket URL of the browser's one page, once it listens."""
 
     async def look() -> str | None:
-        if not port_file.exists() or not port_file.read_text().strip():
+        port = _first_line(port_file)
+        if port is None:
             return None
-        port = port_file.read_text().splitlines()[0]
         async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
             pages = await answer.json()
         return next(
@@ -212,3 +215,9 @@ async def _page_url(session: ClientSession, port_file: Path) -> str:
         )
 
     return await eventually(look, within=_PATIENCE, what="the browser's start")
+
+
+def _first_line(file: Path) -> str | None:
+    """Return the first line of a file that may not be there, or not be whole, yet."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return lines[0].strip() if lines and lines[0].endswith("\n") else None

@@ -8,12 +8,15 @@ _TABLES = "SELECT format('%I', tablename) FROM pg_tables WHERE schemaname = 'pub
 
 
 async def dump(url: str) -> dict[str, list[str]]:
-    """Return the rows of each table, in order; octets appear as ``\\x`` and hexadecimal digits."""
+    """Return the rows of each table, in order; octets appear as hexadecimal digits."""
     connection = await asyncpg.connect(url)
     try:
         names = [str(row[0]) for row in await connection.fetch(_TABLES)]
         return {
-            name: [str(row[0]) for row in await connection.fetch(f"SELECT t::text FROM {name} t ORDER BY 1")]
+            name: [
+                str(row[0])
+                for row in await connection.fetch(f"SELECT t::text FROM {name} t ORDER BY 1")
+            ]
             for name in names
         }
     finally:

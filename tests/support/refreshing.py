@@ -162,6 +162,7 @@ class Replica:
     published: list[str] = field(default_factory=list)
     expected: list[float] = field(default_factory=list)
     listening: bool = True
+    recovered: bool = True
 
     def __post_init__(self) -> None:
         """Join the parts."""
@@ -195,7 +196,8 @@ class Replica:
             owner=self.owner,
             on_schedule=self._expect,
         )
-        self.refresher.begin()
+        if self.recovered:
+            self.refresher.begin()
         self.scheduler = Scheduler(
             Sweep(
                 store=self.store,

@@ -101,7 +101,7 @@ class Tokenward:
         """Start the process without waiting for it."""
         self.write_config()
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 [sys.executable, "-m", "daemon", "--config", str(self.config_path), "run"],
                 cwd=ROOT,
                 env={"PATH": os.environ["PATH"], "HOME": str(self.directory)},
@@ -146,12 +146,12 @@ class Tokenward:
     async def reload(self) -> bool:
         """Write ``settings``, send SIGHUP, and tell whether they were taken."""
         outcomes = {"configuration_reloaded": True, "configuration_rejected": False}
-        before = {event: len(self.logged(event)) for event in outcomes}
+        before = {event: self.log().count(event) for event in outcomes}
         self.write_config()
         self.signal(signal.SIGHUP)
 
         async def decided() -> str | None:
-            return next((e for e in outcomes if len(self.logged(e)) > before[e]), None)
+            return next((e for e in outcomes if self.log().count(e) > before[e]), None)
 
         return outcomes[await eventually(decided, what="the end of the reload")]
 

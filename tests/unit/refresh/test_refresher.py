@@ -14,13 +14,6 @@ from daemon.domain.connection import Status
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from tests.support.refreshing import ACME, Replica, tokens
 
-INVALID_GRANT = Outcome(
-    kind=OutcomeKind.REAUTHORIZE,
-    reason=FailureReason.INVALID_GRANT,
-    error="invalid_grant",
-    description="The provider no longer accepts the grant.",
-)
-LOST = Outcome(kind=OutcomeKind.IN_DOUBT, reason=FailureReason.TIMEOUT, description="No answer.")
 DOWN = Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.NETWORK, description="No route.")
 
 
@@ -221,3 +214,27 @@ async def test_the_fleet_learns_of_failures_and_of_their_end() -> None:
     assert await flight is None
     assert here.store.states["acme"].circuit is None
     assert here.events.told[-1][2] == {"is_open": False, "reason": "unavailable"}
+
+
+async def test_nothing_begins_before_the_journal_is_stored() -> None:
+    """What a crash left behind comes first: until then callers wait, and nothing is claimed."""
+    here = Replica(recovered=False)
+    here.add()
+    flight = asyncio.create_task(here.refresher.refresh(here.wanted()))
+    await here.clock.run(5)
+    assert here.store.calls == []
+    here.refresher.begin()
+    await here.clock.run(1)
+    assert await flight is None
+
+
+async def test_drain_before_the_journal_is_stored() -> None:
+    """Who waits for the recovery when the end comes is let go, with nothing sent."""
+    here = Replica(recovered=False)
+    here.add()
+    flight = asyncio.create_task(here.refresher.refresh(here.wanted()))
+    await here.clock.run(1)
+    await here.refresher.drain()
+    refusal = await flight
+    assert refusal is not None
+    assert here.store.calls == []

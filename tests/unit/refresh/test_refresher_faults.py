@@ -247,6 +247,8 @@ async def test_without_room_in_the_journal_nothing_is_sent() -> None:
     assert here.sender.sent == []
     assert (here.row().state, here.row().status) == (ClaimState.IDLE, Status.FAILING)
     assert here.row().tokens.refresh_token == "refresh 1"
+    # The disk is ours: the provider is not thought of as failing, by any replica.
+    assert here.store.state_of("acme").failures == 0
 
 
 async def test_a_crash_is_heard() -> None:

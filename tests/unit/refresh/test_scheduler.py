@@ -252,6 +252,23 @@ async def test_stop() -> None:
     assert here.sender.sent == []
 
 
+async def test_stopping_in_the_middle_of_a_sweep() -> None:
+    """What the last sweep has claimed is begun before the sweep counts as stopped."""
+    clock = FakeClock()
+    store = SlowStore(clock)
+    here = Replica(clock=clock, shared_store=store)
+    here.add(due_in=0)
+    store.meanwhile, store.slow = here.scheduler.stop, "claim_due"
+    await here.scheduler.stopped()
+    async with sweeping(here):
+        await asyncio.wait_for(here.scheduler.stopped(), 5)
+        drained = asyncio.create_task(here.refresher.drain())
+        await clock.run(1)
+        await drained
+    assert len(here.sender.sent) == 1
+    assert here.row().tokens.generation == 2
+
+
 async def test_without_providers_nothing_happens() -> None:
     """A configuration without providers is swept without harm."""
     here = Replica(providers={})
