@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 
 .PHONY: help
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 .PHONY: run
 run:  ## a daemon with its own database and authorization server, ready to click through
@@ -44,6 +44,12 @@ format:  ## format the code and repair what ruff can
 bench:  ## the measurements of bench/, on this machine
 	@$(BOOTSTRAP) dev
 	$(BIN)/python -m bench
+
+.PHONY: kill-test
+kill-test: KILLS ?= 300
+kill-test:  ## kill the daemon at random moments, then account for every token (KILLS=300)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.campaigns kill --kills $(KILLS)
 
 .PHONY: lock
 lock:  ## newest versions into requirements/*.lock (needs uv)

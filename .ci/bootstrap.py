@@ -154,7 +154,8 @@ def pip(*arguments: str) -> None:
     if done.returncode != 0:
         sys.exit(
             "The packages could not be installed; pip has said why above. Check the network "
-            "(HTTPS_PROXY for a proxy, PIP_INDEX_URL for a mirror), then try again."
+            "(HTTPS_PROXY for a proxy, PIP_INDEX_URL for a mirror, PIP_CERT for an own certificate "
+            "authority), then try again."
         )
 
 

@@ -18,9 +18,7 @@ from bench.processes import answer_lines
 PATH = "/v1/connections/bench/token"
 
 
-async def _main(kind: str, body_path: Path, unix_socket: Path) -> None:
-    body = body_path.read_bytes()
-
+async def _main(kind: str, body: bytes, unix_socket: Path) -> None:
     async def handle(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(
             body=body,
@@ -29,7 +27,7 @@ async def _main(kind: str, body_path: Path, unix_socket: Path) -> None:
             charset="utf-8",
         )
 
-    runner: web.BaseRunner[web.Request] | web.BaseRunner[web.BaseRequest]
+    runner: web.BaseRunner
     if kind == "app":
         app = web.Application()
         app.router.add_get(PATH, handle)
@@ -50,4 +48,4 @@ async def _main(kind: str, body_path: Path, unix_socket: Path) -> None:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        loop.run(_main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))
+        loop.run(_main(sys.argv[1], Path(sys.argv[2]).read_bytes(), Path(sys.argv[3])))

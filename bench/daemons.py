@@ -49,7 +49,9 @@ async def serving(directory: Path, providers: Mapping[str, Any]) -> AsyncIterato
 
 
 @asynccontextmanager
-async def hosted(daemon: Tokenward, *, core: int | None = SERVER_CORE) -> AsyncIterator[LineProcess]:
+async def hosted(
+    daemon: Tokenward, *, core: int | None = SERVER_CORE
+) -> AsyncIterator[LineProcess]:
     """Run ``bench.hosted_daemon`` with the configuration of a daemon that is not running."""
     daemon.write_config()
     arguments = (str(daemon.config_path), str(daemon.log_path))

@@ -56,9 +56,7 @@ async def measure(directory: Path, *, pairs: int, seconds: float) -> Report:
         load = await stack.enter_async_context(generator())
         reads = await in_turns(
             {
-                name: partial(
-                    load.run, target_of(daemon), connections=CONNECTIONS, seconds=seconds
-                )
+                name: partial(load.run, target_of(daemon), connections=CONNECTIONS, seconds=seconds)
                 for name, daemon in daemons.items()
             },
             pairs=pairs,

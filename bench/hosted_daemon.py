@@ -27,7 +27,8 @@ from daemon.wiring.assembly import Daemon
 
 PROVIDER = "acme"
 LIFETIME = timedelta(hours=1)
-_POLL_SECONDS = 0.002
+_BEARER = "Bearer"
+_POLL_SECONDS = 0.005
 _PATIENCE = 120.0
 
 
@@ -106,13 +107,13 @@ def _token_row(name: str, cipher: TokenCipher, now: datetime) -> tuple[object, .
         generation=1,
         access_token=name.rjust(900, "a"),
         refresh_token=name.rjust(64, "s"),
-        token_type="Bearer",
+        token_type=_BEARER,
         scopes=("read", "write"),
         issued_at=now,
         expires_at=now + LIFETIME,
     )
     access, refresh = seal_tokens(cipher, name, tokens)
-    return name, 1, access, refresh, "Bearer", tokens.scopes, now, now + LIFETIME, now
+    return name, 1, access, refresh, _BEARER, tokens.scopes, now, now + LIFETIME, now
 
 
 async def _on_started(daemon: Daemon) -> None:

@@ -108,13 +108,14 @@ def _first_answer(sock: socket.socket, request: bytes) -> int:
 
 def _drive(order: dict[str, Any]) -> dict[str, float]:
     request = order["request"].encode()
-    sockets = {sock.fileno(): sock for sock in map(_connect, [order["place"]] * order["connections"])}
+    opened = [_connect(order["place"]) for _ in range(order["connections"])]
+    sockets = {sock.fileno(): sock for sock in opened}
     try:
         lengths = {_first_answer(sock, request) for sock in sockets.values()}
         if len(lengths) != 1:
             raise RuntimeError(f"answers differ in length: {lengths}")
         for sock in sockets.values():
-            sock.setblocking(False)
+            sock.settimeout(0)
         return _loop(sockets, request, lengths.pop(), order["seconds"])
     finally:
         for sock in sockets.values():

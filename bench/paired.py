@@ -44,7 +44,7 @@ class Spread:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.middle:.2f} ({self.low:.2f}–{self.high:.2f})"
+        return f"{self.middle:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -59,7 +59,7 @@ async def in_turns(measures: Mapping[str, Measure], *, pairs: int) -> dict[str, 
     """Run every measure once a turn, in alternating order, after one turn that does not count."""
     rounds: dict[str, list[Round]] = {name: [] for name in measures}
     for turn in range(pairs + 1):
-        names = list(measures) if turn % 2 else list(reversed(measures))
+        names = list(measures)[:: 1 if turn % 2 else -1]
         for name in names:
             found = await measures[name]()
             if turn:

@@ -39,7 +39,9 @@ async def measure(directory: Path, *, starts: int) -> Report:
         what = f"{connections:,} connections"
         rows.append({"": what, "start s": str(seconds), "memory MB": megabytes})
         goals += [
-            Goal(what=f"start s, {what}", value=seconds.middle, bound=GOAL_SECONDS, is_ceiling=True),
+            Goal(
+                what=f"start s, {what}", value=seconds.middle, bound=GOAL_SECONDS, is_ceiling=True
+            ),
             Goal(what=f"memory MB, {what}", value=megabytes, bound=GOAL_MEGABYTES, is_ceiling=True),
         ]
     return Report(name="start", rows=rows, goals=goals)

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from bench.bare_handler import PATH
 from bench.daemons import imported, provider, serving, target_of
-from bench.load import Generator, Target, generator
+from bench.load import Target, generator
 from bench.paired import Comparison, Goal, Report, Round, in_turns, summary
 from bench.processes import SERVER_CORE, running
 
 CONNECTIONS = (1, 16, 64)
 GOAL = 0.85
 GOAL_P99_MS = 2.0
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """The same target twice: how it is reached over TCP and over its Unix socket."""
@@ -51,7 +53,10 @@ async def measure(directory: Path, *, pairs: int, seconds: float) -> Report:
                 for name, place in places.items()
             }
             for connections in CONNECTIONS:
-                rounds = await _rounds(load, targets, connections, pairs, seconds)
+                asked = partial(load.run, connections=connections, seconds=seconds)
+                rounds = await in_turns(
+                    {name: partial(asked, target) for name, target in targets.items()}, pairs=pairs
+                )
                 rows += _rows(f"{transport} {connections}", rounds)
                 goals += _goals(f"{transport}, {connections} connections", rounds)
     return Report(name="token_read", rows=rows, goals=goals)
@@ -64,16 +69,6 @@ async def _bare(kind: str, body: Path, unix_socket: Path, *, key: str) -> AsyncI
     ) as process:
         port = (await process.ask())["port"]
         yield _Place.of(Target(place=port, path=PATH, key=key, pid=process.pid), unix_socket)
-
-
-async def _rounds(
-    load: Generator, targets: dict[str, Target], connections: int, pairs: int, seconds: float
-) -> dict[str, list[Round]]:
-    measures = {
-        name: partial(load.run, target, connections=connections, seconds=seconds)
-        for name, target in targets.items()
-    }
-    return await in_turns(measures, pairs=pairs)
 
 
 def _rows(place: str, rounds: dict[str, list[Round]]) -> list[dict[str, str | float]]:

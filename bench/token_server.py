@@ -34,10 +34,13 @@ class _Tokens:
         self.repeated += token in self._spent
         self._spent.add(token)
         number = b"%d" % next(self._numbers)
-        return b'{"access_token":"%b","refresh_token":"%b","token_type":"Bearer","expires_in":%d}' % (
-            number.rjust(ACCESS_TOKEN_LENGTH, b"a"),
-            number.rjust(REFRESH_TOKEN_LENGTH, b"n"),
-            LIFETIME,
+        return (
+            b'{"access_token":"%b","refresh_token":"%b","token_type":"Bearer","expires_in":%d}'
+            % (
+                number.rjust(ACCESS_TOKEN_LENGTH, b"a"),
+                number.rjust(REFRESH_TOKEN_LENGTH, b"n"),
+                LIFETIME,
+            )
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from daemon.domain.admission import ProviderState
@@ -50,7 +50,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abandoned:
-    """A claim whose owner has let its take-over time pass: now in doubt, never free."""
+    """A claim whose owner vanished: now in doubt, never free.
+
+    ``overdue`` is the time since its take-over time; negative where that lies ahead.
+    """
 
     connection_id: str
     provider: str
@@ -59,6 +62,7 @@ class Abandoned:
     generation: int
     issued_at: datetime
     expires_at: datetime | None
+    overdue: timedelta
 
 
 class RefusalReason(StrEnum):

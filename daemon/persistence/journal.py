@@ -14,7 +14,7 @@ import fcntl
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,8 @@ class Journal:
         self._unsettled: dict[str, int] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        # What is settled and not written down yet.
+        self._notes: list[bytes] = []
         self._writer: asyncio.Task[None] | None = None
         self.owner = ""
 
@@ -98,6 +100,9 @@ class Journal:
 
     async def close(self) -> None:
         """Write what waits and let go. What is pending stays for the next ``open``."""
+        if self._notes and self._segment is not None:
+            with suppress(JournalError):
+                await self._append(b"")
         if self._writer is not None:
             await self._writer
         self._thread.shutdown(wait=True)
@@ -117,8 +122,8 @@ class Journal:
         """
         self._reserved += RESERVATION
         try:
-            if self._segment is None or self._segment.room < self._reserved:
-                await self._in_thread(self._roll)
+            if not self._has_room():
+                await self._in_thread(self._make_room)
             yield
         finally:
             self._reserved -= RESERVATION
@@ -139,16 +144,19 @@ class Journal:
         return True
 
     async def settled(self, attempt: str) -> None:
-        """Note that the database has what ``keep`` was given. Lost notes only cost a look."""
-        if self._unsettled.pop(attempt, None) is None:
-            return
-        try:
-            await self._append(encode(Record(kind=Kind.SETTLED, payload=attempt.encode())))
-        except JournalError:
-            return
+        """Note that the database has what ``keep`` was given.
+
+        The note goes to the disk with the next reply: one that is lost only costs a look at the
+        next start, and no attempt should wait for it.
+        """
+        if self._unsettled.pop(attempt, None) is not None:
+            self._notes.append(encode(Record(kind=Kind.SETTLED, payload=attempt.encode())))
 
     async def clean(self) -> None:
-        """Remove old segments that hold nothing unsettled."""
+        """Remove old segments that hold nothing unsettled, and write down what is settled."""
+        if self._notes:
+            with suppress(JournalError):
+                await self._append(b"")
         await self._in_thread(self._clean)
 
     async def _append(self, content: bytes) -> None:
@@ -161,7 +169,8 @@ class Journal:
     async def _write_all(self) -> None:
         while self._waiting:
             group, self._waiting = self._waiting, []
-            content = b"".join(part for part, _ in group)
+            notes, self._notes = self._notes, []
+            content = b"".join((*notes, *(part for part, _ in group)))
             try:
                 await self._in_thread(partial(self._write, content))
             except JournalError as error:
@@ -199,6 +208,16 @@ class Journal:
         if self._segment is None:
             raise OSError("there is no segment")
         return self._segment
+
+    def _has_room(self) -> bool:
+        # Read once: the journal's thread may be replacing it.
+        segment = self._segment
+        return segment is not None and segment.room >= self._reserved
+
+    def _make_room(self) -> None:
+        # Many may have found the same segment full: the first to come here makes a new one.
+        if not self._has_room():
+            self._roll()
 
     def _roll(self, at_least: int = 0) -> None:
         old, self._segment = self._segment, None

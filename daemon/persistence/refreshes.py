@@ -86,7 +86,8 @@ WHERE connection_id = $1 RETURNING attempt
 
 # The claim's attempt id is the fence, the generation the second line: a settlement that matches
 # neither writes nothing. A reply may still settle its own attempt after it was taken over. The id
-# stays until the next claim, so that a settlement repeated after a lost answer is recognized.
+# stays until the next claim, so that a settlement repeated after a lost answer is recognized. A
+# status that a take-over has changed since the claim is put right whatever ``touches`` says.
 _SETTLE = """
 WITH input AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[],
@@ -116,7 +117,7 @@ WITH input AS (
     UPDATE connections c
     SET status = i.status, last_error = i.last_error::jsonb, updated_at = $17
     FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
-    WHERE i.touches AND c.id = i.id
+    WHERE (i.touches OR c.status <> i.status) AND c.id = i.id
 )
 SELECT attempt FROM fenced
 """
@@ -125,7 +126,9 @@ SELECT attempt FROM fenced
 _LOOK_AGAIN = timedelta(minutes=5)
 _PUT_ASIDE = """
 WITH aside AS (
-    UPDATE refresh_schedule SET state = 'idle', attempt = NULL, due_at = $2, failures = failures + 1
+    UPDATE refresh_schedule
+    SET state = $4, attempt = NULL, due_at = $2, failures = failures + 1, owner = NULL,
+        take_over_at = NULL
     WHERE connection_id = $1
 )
 UPDATE connections SET status = 'failing', last_error = $3::text::jsonb, updated_at = now()
@@ -133,7 +136,8 @@ WHERE id = $1
 """
 
 _ABANDONED = """
-SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at
+SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at,
+       clock_timestamp() - s.take_over_at AS overdue
 FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
 WHERE s.provider = ANY($1::text[]) AND s.due_at <= $2 AND s.state = 'sending'
   AND s.take_over_at < clock_timestamp()
@@ -142,7 +146,8 @@ LIMIT 500
 
 # Only at a start: no index for it, and none is missed.
 _ABANDONED_BY = """
-SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at
+SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at,
+       clock_timestamp() - s.take_over_at AS overdue
 FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
 WHERE s.owner = $1 AND s.state = 'sending'
 """
@@ -465,7 +470,11 @@ class PostgresRefreshes:
             except DecryptionError as error:
                 failure = Failure(code="decrypt_error", description=str(error), at=now)
                 await connection.execute(
-                    _PUT_ASIDE, row["connection_id"], now + _LOOK_AGAIN, failure_json(failure)
+                    _PUT_ASIDE,
+                    row["connection_id"],
+                    now + _LOOK_AGAIN,
+                    failure_json(failure),
+                    row["state"],
                 )
             else:
                 claims.append(_claim(row, tokens, next(delays[row["provider"]])))

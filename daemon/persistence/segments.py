@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -131,7 +132,9 @@ class Segment:
         self._end = place
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and give back what it has preallocated and not used."""
+        with suppress(OSError):
+            os.ftruncate(self._file, self._end)
         os.close(self._file)
 
 

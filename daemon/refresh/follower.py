@@ -7,7 +7,7 @@ compared every second, and while it is up every fifteen, since a notification ma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
@@ -81,16 +81,25 @@ class Follower:
         """Re-read what differs; what could not be read stays on the list."""
         while self._stale:
             ids = list(self._stale)[:_BATCH]
-            versions = await self._tokens.versions(ids)
-            changed = [name for name in ids if self._differs(name, versions)]
-            if changed:
-                found = {token.connection: token for token in await self._tokens.current(changed)}
-                for name in changed:
-                    if name in found:
-                        self._cache.put(found[name])
-                    else:
-                        self._cache.drop(name)
+            # Off the list first: what is heard of while the database answers is news and stays.
             self._stale.difference_update(ids)
+            try:
+                await self._read_again(ids)
+            except DatabaseUnavailableError:
+                self._stale.update(ids)
+                raise
+
+    async def _read_again(self, ids: Sequence[str]) -> None:
+        versions = await self._tokens.versions(ids)
+        changed = [name for name in ids if self._differs(name, versions)]
+        if not changed:
+            return
+        found = {token.connection: token for token in await self._tokens.current(changed)}
+        for name in changed:
+            if name in found:
+                self._cache.put(found[name])
+            else:
+                self._cache.drop(name)
 
     def _differs(self, name: str, versions: Mapping[str, tuple[int, Status]]) -> bool:
         entry = self._cache.get(name)

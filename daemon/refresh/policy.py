@@ -39,6 +39,8 @@ _STRICT_LEAD = timedelta(minutes=2)
 _STRICT_LEAD_FRACTION = 0.1
 # Below this a grace period cannot be told from network delay, and counts as strict.
 _SHORTEST_GRACE = timedelta(seconds=20)
+# What is left of one must still hold the resend's own way to the provider.
+_LEAST_GRACE_LEFT = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +147,9 @@ def decide(
         case OutcomeKind.REAUTHORIZE:
             return _dead(claim, outcome, now)
         case OutcomeKind.IN_DOUBT:
-            due = _resend_after(claim, provider.rotation, retry, now, again=claim.was_in_doubt)
+            due = _resend_after(
+                claim, provider.rotation, retry, now, sent_at=sent_at, again=claim.was_in_doubt
+            )
             return _decision(claim, now, outcome, state=ClaimState.IN_DOUBT, due=due)
         case (
             OutcomeKind.OK | OutcomeKind.NOT_SENT | OutcomeKind.REFUSED | OutcomeKind.MISCONFIGURED
@@ -153,7 +157,7 @@ def decide(
             if not claim.was_in_doubt:
                 return _decision(claim, now, outcome, due=retry)
             # This attempt says nothing about the one whose end is unknown: its doubt stays.
-            due = _resend_after(claim, provider.rotation, retry, now, again=False)
+            due = _resend_after(claim, provider.rotation, retry, now, sent_at=sent_at, again=False)
             return _decision(claim, now, outcome, state=ClaimState.IN_DOUBT, due=due)
         case _:
             assert_never(outcome.kind)
@@ -163,6 +167,7 @@ def resend_at(
     rotation: Rotation,
     life: Life,
     *,
+    sent_at: datetime,
     now: datetime,
     retry: datetime,
     again: bool = False,
@@ -171,13 +176,16 @@ def resend_at(
 
     ``retry`` is when an ordinary retry would run; ``again`` tells that the resend itself ended in
     doubt. A server that keeps old tokens alive is asked at ``retry``; one with a grace period
-    within half of it; a strict one shortly before the access token expires, once, and after that
+    within half of what is left of it, which may have begun at ``sent_at``; a strict one, or one
+    whose grace is over, shortly before the access token expires, once, and after that
     only when there is nothing left to lose.
     """
     if rotation.kind in {RotationKind.STATIC, RotationKind.OVERLAP}:
         return retry
     if rotation.grace is not None and rotation.grace >= _SHORTEST_GRACE:
-        return min(retry, now + rotation.grace / 2)
+        left = sent_at + rotation.grace - now
+        if left >= _LEAST_GRACE_LEFT:
+            return min(retry, now + left / 2)
     if life.expires_at is None or life.expires_at <= now:
         return retry
     if again:
@@ -186,8 +194,10 @@ def resend_at(
     return max(retry, life.expires_at - lead)
 
 
-def abandoned(claim: Abandoned, rotation: Rotation, now: datetime, chance: float) -> Settlement:
-    """Return how a claim is settled whose owner vanished: in doubt, never free."""
+def abandoned(
+    claim: Abandoned, rotation: Rotation, now: datetime, chance: float, *, hold: timedelta
+) -> Settlement:
+    """Settle a claim of length ``hold`` whose owner vanished: in doubt, never free."""
     life = Life(issued_at=claim.issued_at, expires_at=claim.expires_at)
     remaining = None if life.expires_at is None else (life.expires_at - now).total_seconds()
     retry = now + timedelta(seconds=backoff(claim.failures + 1, chance, remaining))
@@ -196,7 +206,7 @@ def abandoned(claim: Abandoned, rotation: Rotation, now: datetime, chance: float
         attempt=claim.attempt,
         generation=claim.generation,
         state=ClaimState.IN_DOUBT,
-        due_at=resend_at(rotation, life, now=now, retry=retry),
+        due_at=resend_at(rotation, life, sent_at=now - claim.overdue - hold, now=now, retry=retry),
         status=Status.FAILING,
         failures=claim.failures + 1,
         last_error=Failure(
@@ -219,10 +229,16 @@ def _retry_at(claim: Claim, outcome: Outcome, now: datetime, chance: float) -> d
 
 
 def _resend_after(
-    claim: Claim, rotation: Rotation, retry: datetime, now: datetime, *, again: bool
+    claim: Claim,
+    rotation: Rotation,
+    retry: datetime,
+    now: datetime,
+    *,
+    sent_at: datetime,
+    again: bool,
 ) -> datetime:
     life = Life(issued_at=claim.tokens.issued_at, expires_at=claim.tokens.expires_at)
-    return resend_at(rotation, life, now=now, retry=retry, again=again)
+    return resend_at(rotation, life, sent_at=sent_at, now=now, retry=retry, again=again)
 
 
 def _dead(claim: Claim, outcome: Outcome, now: datetime) -> Decision:

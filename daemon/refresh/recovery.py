@@ -7,7 +7,7 @@ database has it, and the database takes each only on top of the generation it be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
@@ -15,9 +15,9 @@ import structlog
 from daemon.config.settings import Refresh
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Connection
-from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.errors import DatabaseUnavailableError, DecryptionError
 from daemon.domain.journal import JournaledReply, Purpose, ReplyJournal
-from daemon.domain.outcome import Outcome
+from daemon.domain.outcome import Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.tokens import TokenSet, tokens_of
 from daemon.oauth.token_reply import read_reply
@@ -70,8 +70,10 @@ class Recovery:
         while not self._is_done:
             try:
                 while self._pending:
-                    await self._recover(self._pending[0])
-                    await self._ports.journal.settled(self._pending.pop(0).attempt)
+                    entry = self._pending[0]
+                    if await self._recover(entry):
+                        await self._ports.journal.settled(entry.attempt)
+                    self._pending.pop(0)
                 await self._doubt_open_claims()
             except DatabaseUnavailableError:
                 await self._ports.clock.sleep(_DATABASE_AWAY)
@@ -79,7 +81,8 @@ class Recovery:
                 self._is_done = True
                 self._refresher.begin()
 
-    async def _recover(self, entry: JournaledReply) -> None:
+    async def _recover(self, entry: JournaledReply) -> bool:
+        """Store a reply; ``False`` where that takes another configuration: it stays kept."""
         provider = self._ports.providers.get(entry.provider)
         if provider is None:
             log.warning(
@@ -87,19 +90,29 @@ class Recovery:
                 connection=entry.connection_id,
                 provider=entry.provider,
             )
-            return
-        if entry.purpose is Purpose.EXCHANGE:
-            stored = await self._recover_exchange(entry, provider)
-        else:
-            stored = await self._recover_refresh(entry, provider)
+            return False
+        try:
+            if entry.purpose is Purpose.EXCHANGE:
+                stored = await self._recover_exchange(entry, provider)
+            else:
+                stored = await self._recover_refresh(entry, provider)
+        except DecryptionError as error:
+            log.warning(
+                "journalled_reply_not_stored", connection=entry.connection_id, error=str(error)
+            )
+            return False
         log.info(
-            "journalled_reply_recovered" if stored else "journalled_reply_was_stored",
+            "journalled_reply_recovered" if stored else "journalled_reply_not_needed",
             connection=entry.connection_id,
             provider=entry.provider,
             generation=entry.generation,
         )
+        return True
 
     async def _recover_refresh(self, entry: JournaledReply, provider: Provider) -> bool:
+        outcome = _outcome(entry, provider)
+        if not _is_last_word(outcome):
+            return False
         claim = await self._ports.store.reclaim(
             entry.connection_id,
             attempt=entry.attempt,
@@ -109,7 +122,6 @@ class Recovery:
         )
         if claim is None:
             return False
-        outcome = _outcome(entry, provider)
         await self._refresher.conclude(
             claim, provider, outcome, sent=Sent(at=entry.sent_at, duration=0.0)
         )
@@ -135,7 +147,7 @@ class Recovery:
         )
         if connection is None:
             return False
-        self._ports.on_authorized(connection, tokens)
+        self._ports.on_authorized(connection, replace(tokens, generation=connection.generation))
         return True
 
     def _due(self, tokens: TokenSet, connection_id: str) -> datetime | None:
@@ -146,13 +158,25 @@ class Recovery:
         now = self._ports.clock.now()
         abandoned = await self._ports.store.abandoned_by(self._owner)
         settlements = [
-            policy.abandoned(claim, provider.rotation, now, self._ports.chance())
+            policy.abandoned(
+                claim, provider.rotation, now, self._ports.chance(), hold=self._refresher.hold
+            )
             for claim in abandoned
             if (provider := self._ports.providers.get(claim.provider)) is not None
         ]
         if settlements:
             await self._ports.store.settle(settlements, now=now)
             log.warning("interrupted_refreshes_in_doubt", count=len(settlements))
+
+
+def _is_last_word(outcome: Outcome) -> bool:
+    """Tell whether nothing that happened after a reply can have made it wrong.
+
+    A refusal may have been followed by another request: with the next client secret, or by whoever
+    took the claim over. It frees nothing: the claim stays in doubt.
+    """
+    brings_token = outcome.granted is not None or outcome.salvaged_refresh_token is not None
+    return brings_token or outcome.kind is OutcomeKind.REAUTHORIZE
 
 
 def _outcome(entry: JournaledReply, provider: Provider) -> Outcome:

@@ -143,8 +143,11 @@ class Refresher:
             if flight.answers(wanted):
                 return refusal
 
-    def start(self, claim: Claim, *, on_end: Callable[[], None]) -> None:
-        """Run a claim that the sweep has taken; its slot is given back at the end."""
+    def start(self, claim: Claim, *, since: float, on_end: Callable[[], None]) -> None:
+        """Run a claim that the sweep has taken; its slot is given back at the end.
+
+        ``since`` is the boot time before the claim was asked for.
+        """
         wanted = Wanted(
             connection_id=claim.connection_id,
             provider=claim.provider,
@@ -152,7 +155,7 @@ class Refresher:
             rate=0,
             forced=True,
         )
-        self._fly(wanted, self._run_claimed(claim, on_end))
+        self._fly(wanted, self._run_claimed(claim, since, on_end))
 
     def begin(self) -> None:
         """Let refreshes begin: what the journal kept is stored."""
@@ -188,9 +191,9 @@ class Refresher:
         task.add_done_callback(landed)
         return flight
 
-    async def _run_claimed(self, claim: Claim, on_end: Callable[[], None]) -> None:
+    async def _run_claimed(self, claim: Claim, since: float, on_end: Callable[[], None]) -> None:
         try:
-            await self._attempt(claim)
+            await self._attempt(claim, since)
         finally:
             self._slots.give(claim.provider)
             on_end()
@@ -211,12 +214,13 @@ class Refresher:
         clock = self._ports.clock
         while not self._closing:
             changed = self._cache.changed(wanted.connection_id)
+            since = clock.boottime()
             try:
                 answer = await self._ports.store.claim(
                     wanted, owner=self._owner, hold=self.hold, now=clock.now()
                 )
                 if isinstance(answer, Claim):
-                    await self._attempt(answer)
+                    await self._attempt(answer, since)
                     return None
                 if answer.reason is not RefusalReason.SENDING or clock.boottime() >= give_up:
                     return await self._refused(answer)
@@ -238,10 +242,11 @@ class Refresher:
         finally:
             sleep.cancel()
 
-    async def _attempt(self, claim: Claim) -> None:
+    async def _attempt(self, claim: Claim, since: float) -> None:
         clock = self._ports.clock
-        # On boot time: a machine that was suspended after claiming must not send late.
-        send_by = clock.boottime() + claim.delay + _TIME_TO_STORE.total_seconds() / 2
+        # On boot time and from before the claim was asked for: a machine that was suspended since
+        # then must not send late.
+        send_by = since + claim.delay + _TIME_TO_STORE.total_seconds() / 2
         provider = self._ports.providers.get(claim.provider)
         if provider is None:
             outcome = _not_sent(f"No provider named {claim.provider} is configured any more.")

@@ -7,7 +7,7 @@ so that a suspended machine, a stepped clock or another replica's connection can
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import inf
@@ -25,6 +25,8 @@ from daemon.refresh.slots import Slots
 _LONGEST_SLEEP = 30.0
 # Below this, waking up costs more than it wins.
 _SHORTEST_SLEEP = 0.02
+# Busy sweeps follow each other closely; a claim lies abandoned for a minute before it counts.
+_LOOK_FOR_ABANDONED = 5.0
 # How long to leave a database alone that has just not answered.
 _DATABASE_AWAY = 2.0
 
@@ -59,6 +61,7 @@ class Scheduler:
         self._changed = asyncio.Event()
         self._expected = inf
         self._turn = 0
+        self._looks_again_at = 0.0
         self._stopping = False
         self._at_rest = asyncio.Event()
         self._at_rest.set()
@@ -99,11 +102,20 @@ class Scheduler:
     async def _once(self) -> float:
         """Claim and start what is due; return the seconds until the next sweep is needed."""
         await self._take_over()
-        room = self._take_room()
-        if not room:
-            return _LONGEST_SLEEP
-        now = self._sweep.clock.now()
+        now, waits = self._sweep.clock.now(), [_LONGEST_SLEEP]
+        left = self._in_turn()
+        # The places of this process may not reach all providers at once: who is left comes next.
+        while room := self._take_room(left):
+            due = await self._claim(room, now)
+            left = [provider for provider in left if provider.name not in room]
+            if due.again_in is not None:
+                waits.append(due.again_in)
+        return await self._until_next(now, waits)
+
+    async def _claim(self, room: Mapping[str, tuple[int, float]], now: datetime) -> DueClaims:
+        """Claim what is due within ``room``, start it, and give back the places not needed."""
         taken = {name: places for name, (places, _) in room.items()}
+        since = self._sweep.clock.boottime()
         try:
             due = await self._sweep.store.claim_due(
                 room=room,
@@ -113,34 +125,41 @@ class Scheduler:
             )
             for claim in due.claims:
                 taken[claim.provider] -= 1
-                self._refresher.start(claim, on_end=self.wake)
+                self._refresher.start(claim, since=since, on_end=self.wake)
         finally:
             for name, unused in taken.items():
                 self._slots.give(name, unused)
         self._note(due)
-        return await self._until_next(due, now)
+        return due
 
-    async def _until_next(self, due: DueClaims, looked_at: datetime) -> float:
+    async def _until_next(self, looked_at: datetime, waits: Sequence[float]) -> float:
         """Return the seconds until something is due that was not yet when claims were taken."""
+        if self._woken.is_set():
+            return 0.0
         names = [provider.name for provider in self._providers()]
         following = await self._sweep.store.next_due(names, after=looked_at)
-        waits = [_LONGEST_SLEEP]
+        soonest = min(waits)
         if following is not None:
-            waits.append((following - self._sweep.clock.now()).total_seconds())
-        if due.again_in is not None:
-            waits.append(due.again_in)
-        return max(_SHORTEST_SLEEP, min(waits))
+            soonest = min(soonest, (following - self._sweep.clock.now()).total_seconds())
+        return max(_SHORTEST_SLEEP, soonest)
 
     async def _take_over(self) -> None:
         """Put claims whose owners vanished in doubt."""
         clock, store = self._sweep.clock, self._sweep.store
+        if clock.boottime() < self._looks_again_at:
+            return
         providers = {provider.name: provider for provider in self._providers()}
         abandoned = await store.abandoned(list(providers), now=clock.now())
+        self._looks_again_at = clock.boottime() + _LOOK_FOR_ABANDONED
         if not abandoned:
             return
         settlements = [
             policy.abandoned(
-                claim, providers[claim.provider].rotation, clock.now(), self._sweep.chance()
+                claim,
+                providers[claim.provider].rotation,
+                clock.now(),
+                self._sweep.chance(),
+                hold=self._refresher.hold,
             )
             for claim in abandoned
         ]
@@ -148,14 +167,16 @@ class Scheduler:
         for claim in abandoned:
             self._sweep.publisher.publish(claim.connection_id)
 
-    def _take_room(self) -> dict[str, tuple[int, float]]:
-        """Take every free place, beginning with another provider each time."""
+    def _in_turn(self) -> list[Provider]:
+        """Return all providers, beginning with another one each time."""
         providers = self._providers()
-        if not providers:
-            return {}
-        self._turn = (self._turn + 1) % len(providers)
+        self._turn = (self._turn + 1) % max(1, len(providers))
+        return [*providers[self._turn :], *providers[: self._turn]]
+
+    def _take_room(self, providers: Sequence[Provider]) -> dict[str, tuple[int, float]]:
+        """Take every free place, for one provider after the other while there are any."""
         room: dict[str, tuple[int, float]] = {}
-        for provider in (*providers[self._turn :], *providers[: self._turn]):
+        for provider in providers:
             places = self._slots.free(provider.name)
             if places > 0:
                 self._slots.take_now(provider.name, places)

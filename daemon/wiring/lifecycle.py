@@ -11,7 +11,8 @@ import gc
 import resource
 import signal
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -39,7 +40,23 @@ _OPEN_FILES = 16_384
 # Entries read into memory at the start: all of a sidecar's, and quick for a large database.
 _WARM = 10_000
 
+# How long the start waits for the journal's replies to be stored. It goes on in the background.
+_RECOVERY = 10.0
+
 OnStarted = Callable[[Daemon], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Grace:
+    """The time that stopping may take, counted once however often it is tried."""
+
+    ends_at: float | None = None
+
+    def timeout(self) -> asyncio.Timeout:
+        """Return what ends at the end of the grace, which begins with the first call."""
+        if self.ends_at is None:
+            self.ends_at = asyncio.get_running_loop().time() + _GRACE
+        return asyncio.timeout_at(self.ends_at)
 
 
 async def serve(
@@ -71,14 +88,15 @@ async def serve(
         daemon = await _build(settings, url, world, stack)
         daemon.telemetry.metrics.watch_log(lambda: logs.dropped)
         stack.enter_context(_signals(stop, Reloading(daemon, logs=logs, load=load)))
-        await _open(daemon, stack)
+        grace = _Grace()
+        await _open(daemon, stack, grace)
         background |= _background(daemon)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_owned(work), name=n) for n, work in background.items()]
             tasks.append(group.create_task(_finish_start(daemon, on_started), name="start"))
             await stop.wait()
             log.info("stopping")
-            await _drain(daemon)
+            await _drain(daemon, grace)
             for task in tasks:
                 task.cancel()
     log.info("stopped")
@@ -133,7 +151,7 @@ async def _build(settings: Settings, url: SecretStr, world: World, stack: AsyncE
     )
 
 
-async def _open(daemon: Daemon, stack: AsyncExitStack) -> None:
+async def _open(daemon: Daemon, stack: AsyncExitStack, grace: _Grace) -> None:
     """Open everything in order; the stack closes it in reverse."""
     listen, refreshing = daemon.settings.listen, daemon.refreshing
     await daemon.ops.start(address=listen.ops.address)
@@ -145,8 +163,12 @@ async def _open(daemon: Daemon, stack: AsyncExitStack) -> None:
     stack.push_async_callback(refreshing.notifier.close)
     await refreshing.notifier.start()
     if daemon.storage.database.connected:
-        await daemon.recovery.run()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RECOVERY):
+                await daemon.recovery.run()
         await _warm(daemon)
+    # After the listeners: a callback that came while all else was drained ends, too.
+    stack.push_async_callback(_end_exchanges, daemon, grace)
     stack.push_async_callback(daemon.api.stop)
     await daemon.api.start(
         address=listen.api.address,
@@ -158,7 +180,7 @@ async def _open(daemon: Daemon, stack: AsyncExitStack) -> None:
     daemon.housekeeping.start()
     stack.callback(daemon.housekeeping.stop)
     # First of all when it comes to stopping, also after a failure.
-    stack.push_async_callback(_drain, daemon)
+    stack.push_async_callback(_drain, daemon, grace)
 
 
 def _background(daemon: Daemon) -> dict[str, Callable[[], Awaitable[None]]]:
@@ -211,12 +233,12 @@ async def _warm(daemon: Daemon) -> None:
         return
 
 
-async def _drain(daemon: Daemon) -> None:
+async def _drain(daemon: Daemon, grace: _Grace) -> None:
     """Begin nothing more, and wait for what is in flight to be stored. May be repeated."""
     daemon.health.is_stopping()
     daemon.refreshing.scheduler.stop()
     try:
-        async with asyncio.timeout(_GRACE):
+        async with grace.timeout():
             # A sweep that was cut after its claims would leave them to be taken over.
             await daemon.refreshing.scheduler.stopped()
             await asyncio.gather(daemon.refreshing.refresher.drain(), daemon.uncut.drain())
@@ -226,6 +248,12 @@ async def _drain(daemon: Daemon) -> None:
         await daemon.housekeeping.remember_use()
     except DatabaseUnavailableError:
         return
+
+
+async def _end_exchanges(daemon: Daemon, grace: _Grace) -> None:
+    with suppress(TimeoutError):
+        async with grace.timeout():
+            await daemon.uncut.drain()
 
 
 @contextmanager

@@ -80,15 +80,13 @@ async def test_patterns_and_permissions(daemon: Tokenward) -> None:
             assert await ask(ADMIN, one.format("acme-1") + "/refresh", "POST") == (200, "")
             listed = await daemon.request("GET", "/v1/connections", key=BILLING)
             assert [found["id"] for found in listed.body["connections"]] == ["acme-1"]
-            # Neither the body nor a header tells a foreign connection from an unknown one.
+            # A foreign one, one that nobody has, and one that would be its own if it existed.
             for suffix in ("", "/token", "/token?min_ttl=5"):
-                foreign = await daemon.request(
-                    "GET", f"/v1/connections/other-1{suffix}", key=BILLING
-                )
-                missing = await daemon.request(
-                    "GET", f"/v1/connections/other-2{suffix}", key=BILLING
-                )
-                assert shape(foreign, "other-1") == shape(missing, "other-2")
+                shapes = [
+                    shape(await daemon.request("GET", one.format(name) + suffix, key=BILLING), name)
+                    for name in ("other-1", "other-2", "acme-22")
+                ]
+                assert shapes[0] == shapes[1] == shapes[2]
             body = {"provider": "acme", "id": "mine"}
             created = await daemon.request("POST", "/v1/connections", json=body, key=BILLING)
             assert (created.status, created.body["code"]) == denied

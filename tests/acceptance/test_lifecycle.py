@@ -6,7 +6,6 @@ import asyncio
 import signal
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import ClientSession
@@ -19,16 +18,6 @@ from tests.support.token_server import TokenServer
 from tests.support.tokenward import Tokenward
 
 HOUR = timedelta(hours=1)
-
-
-def oidc_settings(server: OidcProvider) -> dict[str, Any]:
-    """Return a provider entry for the server."""
-    return {
-        "issuer": server.issuer,
-        "client_id": server.client_id,
-        "client_secret": server.client_secret,
-        "scopes": ["openid", "offline_access"],
-    }
 
 
 async def begin_refresh(daemon: Tokenward, server: OidcProvider) -> None:
@@ -47,7 +36,7 @@ async def begin_refresh(daemon: Tokenward, server: OidcProvider) -> None:
 async def test_sigterm_waits_for_a_refresh_in_flight(daemon: Tokenward, phase: str) -> None:
     """Stopped while the provider takes its time: the reply is stored, and served by the next."""
     with OidcProvider(access_token_lifetime=HOUR) as server:
-        daemon.settings["providers"] = {"acme": oidc_settings(server)}
+        daemon.settings["providers"] = {"acme": server.provider()}
         async with daemon:
             server.inject(grant_type="refresh_token", phase=phase, delay_ms=2000)
             await begin_refresh(daemon, server)
@@ -76,7 +65,7 @@ async def is_stopping(daemon: Tokenward) -> bool:
 async def test_sigterm_begins_no_refresh(daemon: Tokenward) -> None:
     """A caller's refresh that is asked for during a stop is not sent any more."""
     with OidcProvider(access_token_lifetime=HOUR) as server:
-        daemon.settings["providers"] = {"acme": oidc_settings(server)}
+        daemon.settings["providers"] = {"acme": server.provider()}
         async with daemon:
             server.inject(grant_type="refresh_token", delay_ms=2000)
             await begin_refresh(daemon, server)
@@ -149,7 +138,7 @@ async def test_killed_and_started_again(tmp_path: Path) -> None:
 async def test_killed_while_a_refresh_is_in_flight(daemon: Tokenward) -> None:
     """A refresh token that may be spent is not sent again while the token in hand is good."""
     with OidcProvider(access_token_lifetime=HOUR) as server:
-        daemon.settings["providers"] = {"acme": oidc_settings(server)}
+        daemon.settings["providers"] = {"acme": server.provider()}
         async with daemon:
             server.inject(grant_type="refresh_token", phase="after", action="hang")
             await begin_refresh(daemon, server)

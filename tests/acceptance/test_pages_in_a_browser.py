@@ -27,19 +27,6 @@ async def browser() -> AsyncIterator[Chromium]:
         yield chromium
 
 
-def configure(daemon: Tokenward, server: OidcProvider) -> None:
-    """Let the daemon know of the server."""
-    daemon.settings["providers"] = {
-        "acme": {
-            "issuer": server.issuer,
-            "client_id": server.client_id,
-            "client_secret": server.client_secret,
-            "scopes": ["openid", "offline_access"],
-            "authorization_params": {"prompt": "consent"},
-        }
-    }
-
-
 async def sign_in(browser: Chromium) -> None:
     """Fill in the provider's login page."""
     await browser.until_text("Sign-in")
@@ -65,7 +52,7 @@ async def test_a_person_clicks_through(
 ) -> None:
     """Connect, sign in, consent: the completed page, a good token, and a link that is used up."""
     with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
-        configure(daemon, server)
+        daemon.settings["providers"] = {"acme": server.provider()}
         async with daemon:
             created = await daemon.create("acme", id="acme-1")
             await browser.open(created["connect_url"])
@@ -95,7 +82,7 @@ async def test_a_person_clicks_through(
 async def test_a_person_declines(daemon: Tokenward, browser: Chromium, tmp_path: Path) -> None:
     """Declined at the provider: a page says so, with its code and the reference in the log."""
     with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
-        configure(daemon, server)
+        daemon.settings["providers"] = {"acme": server.provider()}
         async with daemon:
             created = await daemon.create("acme", id="acme-1")
             await browser.open(created["connect_url"])
@@ -123,7 +110,7 @@ async def test_an_expired_link(
 ) -> None:
     """A connect link that has expired leads to a page that says so."""
     with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
-        configure(daemon, server)
+        daemon.settings["providers"] = {"acme": server.provider()}
         async with daemon:
             created = await daemon.create("acme", id="acme-1")
             database = await asyncpg.connect(database_url)
@@ -140,7 +127,7 @@ async def test_a_callback_that_comes_twice(
 ) -> None:
     """The callback's address opened again is refused with a page, and sends nothing."""
     with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
-        configure(daemon, server)
+        daemon.settings["providers"] = {"acme": server.provider()}
         async with daemon:
             created = await daemon.create("acme", id="acme-1")
             await browser.open(created["connect_url"])

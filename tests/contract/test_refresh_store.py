@@ -148,6 +148,7 @@ async def test_a_vanished_owners_claim_is_found_when_its_time_has_passed(stage: 
     assert {one.attempt for one in found} == {swept.attempt, wanted.attempt}
     one = next(one for one in found if one.connection_id == "a")
     assert (one.provider, one.failures, one.generation) == ("acme", 0, 1)
+    assert timedelta(0) < one.overdue < timedelta(seconds=30)
     assert (one.issued_at, one.expires_at) == (swept.tokens.issued_at, swept.tokens.expires_at)
     assert await stage.store.abandoned(["other"], now=stage.now()) == []
     assert await refused(stage) is RefusalReason.SENDING
@@ -166,6 +167,7 @@ async def test_take_over_puts_in_doubt_and_a_late_reply_still_counts(stage: Stag
     assert await settle(stage, renewal(late)) == [Settled.STORED]
     stored = await stage.stored("a")
     assert (stored.state, stored.tokens.generation) == (ClaimState.IDLE, 2)
+    assert (stored.status, stored.error) == (Status.ACTIVE, None)
     assert await settle(stage, doubt) == [Settled.SUPERSEDED]
 
 

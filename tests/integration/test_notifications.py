@@ -138,7 +138,10 @@ async def test_a_database_away_at_start_is_listened_to_later(database_url: str) 
 
 
 async def test_publishing_never_fails(database_url: str) -> None:
-    """While the database is away items wait, the oldest beyond 10,000 are forgotten."""
+    """While the database is away items wait, the oldest beyond 10,000 are forgotten.
+
+    An item may come twice: a batch whose answer was cut is sent again.
+    """
     async with Wire(database_url) as wire:
         listener = Listener(database_url)
         async with listener.running(), notifying(wire.url) as notifier:
@@ -148,8 +151,9 @@ async def test_publishing_never_fails(database_url: str) -> None:
             for number in range(10_001):
                 notifier.publish(str(number))
             await wire.mend()
-            await until(lambda: len(listener.items) == 10_001)
-        assert listener.items[1:] == [str(number) for number in range(1, 10_001)]
+            await until(lambda: len(set(listener.items)) == 10_001)
+        heard = list(dict.fromkeys(listener.items))
+        assert heard[1:] == [str(number) for number in range(1, 10_001)]
 
 
 async def test_closing_without_a_database_does_not_hang(database_url: str) -> None:

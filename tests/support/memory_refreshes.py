@@ -146,7 +146,7 @@ class MemoryRefreshes:
         del now
         self._called("abandoned")
         return [
-            _abandoned(row)
+            _abandoned(row, self._clock.now())
             for row in self.rows.values()
             if row.provider in providers and row.state is ClaimState.SENDING
             if row.take_over_at is not None and row.take_over_at < self._clock.now()
@@ -170,7 +170,7 @@ class MemoryRefreshes:
         """Return the open claims of an owner that has just started."""
         self._called("abandoned_by")
         return [
-            _abandoned(row)
+            _abandoned(row, self._clock.now())
             for row in self.rows.values()
             if row.owner == owner and row.state is ClaimState.SENDING
         ]
@@ -239,12 +239,12 @@ class MemoryRefreshes:
         row.state, row.due_at = settlement.state, settlement.due_at
         row.failures, row.take_over_at = settlement.failures, None
         row.tokens = settlement.tokens or row.tokens
-        if settlement.touches_connection:
+        if settlement.touches_connection or row.status is not settlement.status:
             row.status, row.last_error = settlement.status, settlement.last_error
         return Settled.STORED
 
 
-def _abandoned(row: MemoryRow) -> Abandoned:
+def _abandoned(row: MemoryRow, now: datetime) -> Abandoned:
     return Abandoned(
         connection_id=row.id,
         provider=row.provider,
@@ -253,6 +253,7 @@ def _abandoned(row: MemoryRow) -> Abandoned:
         generation=row.tokens.generation,
         issued_at=row.tokens.issued_at,
         expires_at=row.tokens.expires_at,
+        overdue=now - (row.take_over_at or now),
     )
 
 

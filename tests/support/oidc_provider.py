@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from aiohttp import ClientSession
 
@@ -91,6 +91,17 @@ class OidcProvider:
     def client_secret(self) -> str | None:
         """Return the client's secret; ``None`` for a public client."""
         return self._client.client_secret
+
+    def provider(self, **more: Any) -> dict[str, Any]:
+        """Return a provider entry of the configuration for this server, found by discovery."""
+        return {
+            "issuer": self.issuer,
+            "client_id": self.client_id,
+            "client_secret": self.client_secret,
+            "scopes": ["openid", "offline_access"],
+            "authorization_params": {"prompt": "consent"},
+            **more,
+        }
 
     @property
     def client(self) -> FlowClient:

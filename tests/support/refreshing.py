@@ -12,7 +12,7 @@ from daemon.config.settings import Refresh
 from daemon.domain.claimable import Wanted
 from daemon.domain.errors import JournalError
 from daemon.domain.journal import JournaledReply
-from daemon.domain.outcome import Granted, Outcome, OutcomeKind
+from daemon.domain.outcome import FailureReason, Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet
@@ -72,6 +72,7 @@ class ScriptedSender:
     def __init__(self, clock: FakeClock) -> None:
         self.sent: list[str] = []
         self.times: list[float] = []
+        self.late = 0
         self.outcomes: list[Outcome | Exception] = []
         self.takes = 0.1
         self.lifetime = HOUR
@@ -91,7 +92,9 @@ class ScriptedSender:
         """Answer."""
         del provider
         assert hard_timeout > 0
-        assert self._clock.boottime() <= send_by
+        if self._clock.boottime() > send_by:
+            self.late += 1
+            return Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.TIMEOUT)
         self.sent.append(refresh_token)
         self.times.append(self._clock.elapsed)
         number = len(self.sent)

@@ -182,6 +182,25 @@ class Tokenward:
         """Return one connection's body."""
         return (await self.request("GET", f"/v1/connections/{connection}")).body
 
+    async def until_status(self, connection: str, status: str) -> dict[str, Any]:
+        """Wait until a connection has a status; return its body."""
+
+        async def look() -> dict[str, Any] | None:
+            shown = await self.connection(connection)
+            return shown if shown["status"] == status else None
+
+        return await eventually(look, within=40, what=f"{connection} {status}")
+
+    async def until_served(self, connection: str, *, after: int = 0) -> dict[str, Any]:
+        """Wait until a token newer than generation ``after`` is served; return its body."""
+
+        async def look() -> dict[str, Any] | None:
+            reply = await self.token(connection)
+            newer = reply.status == 200 and reply.body["generation"] > after
+            return reply.body if newer else None
+
+        return await eventually(look, within=40, what=f"a fresh token of {connection}")
+
     async def create(self, provider: str, **members: object) -> dict[str, Any]:
         """Create a connection; fail where that is refused."""
         reply = await self.request(

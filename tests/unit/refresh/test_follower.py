@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
 from daemon.domain.connection import Status
+from tests.support.clock import FakeClock
+from tests.support.memory_refreshes import MemoryRefreshes
 from tests.support.refreshing import Replica, tokens
+
+
+class TalkativeStore(MemoryRefreshes):
+    """A store where something happens between an answer and its arrival, once."""
+
+    afterwards: Callable[[], None] = staticmethod(lambda: None)
+
+    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
+        """Answer with what was true before."""
+        answer = await super().versions(ids)
+        happens, self.afterwards = self.afterwards, lambda: None
+        happens()
+        return answer
 
 
 @pytest.fixture
@@ -116,6 +131,26 @@ async def test_an_outage_loses_no_notification(here: Replica) -> None:
     here.store.is_away = False
     await here.clock.run(1)
     assert generation(here, "a") == 2
+
+
+async def test_what_is_heard_while_the_database_answers_is_not_lost() -> None:
+    """A change announced after it was looked for, before the answer, is looked for again."""
+    clock = FakeClock()
+    store = TalkativeStore(clock)
+    here = Replica(clock=clock, shared_store=store)
+    here.add("a")
+    await here.refresher.reload(["a"])
+
+    def change() -> None:
+        here.row("a").tokens = tokens(generation=2)
+        here.follower.hear("a")
+
+    store.afterwards = change
+    running = asyncio.create_task(here.follower.run())
+    here.follower.hear("a")
+    await clock.run(1)
+    assert generation(here, "a") == 2
+    running.cancel()
 
 
 async def test_memory_ahead_of_the_database_stays(here: Replica) -> None:

@@ -191,19 +191,40 @@ def test_backoff_keeps_its_bounds(failures: int, chance: float, remaining: float
 def test_resend(*, rotation: Rotation, expires: float | None, again: bool, expected: float) -> None:
     """A token of unknown fate is sent again when the profile says that it is safe."""
     life = Life(issued_at=START, expires_at=None if expires is None else at(expires))
-    assert resend_at(rotation, life, now=START, retry=at(2), again=again) == at(expected)
+    assert (resend_at(rotation, life, sent_at=START, now=START, retry=at(2), again=again)) == at(
+        expected
+    )
 
 
 def test_resend_within_half_the_grace_beats_a_long_backoff() -> None:
     """The end of a grace period does not wait for a backoff."""
     life = Life(issued_at=START, expires_at=at(3600))
-    assert resend_at(grace(30), life, now=START, retry=at(60)) == at(15)
+    assert resend_at(grace(30), life, sent_at=START, now=START, retry=at(60)) == at(15)
 
 
 @pytest.mark.parametrize(
-    ("rotation", "due"), [(STATIC, 1.5), (OVERLAP, 1.5), (grace(30), 1.5), (STRICT, 3480)]
+    ("waited", "expected"), [(0, 2), (20, 22), (24, 26), (26, 3480), (61, 3480), (4000, 4002)]
 )
-def test_abandoned(rotation: Rotation, due: float) -> None:
+def test_a_grace_counts_from_the_send(waited: float, expected: float) -> None:
+    """It may have begun with the request: what a timeout has used up is gone, then it is strict."""
+    life = Life(issued_at=START, expires_at=at(3600))
+    resend = resend_at(grace(30), life, sent_at=START, now=at(waited), retry=at(waited + 2))
+    assert resend == at(expected)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "overdue", "due"),
+    [
+        (STATIC, 0, 1.5),
+        (OVERLAP, 0, 1.5),
+        (STRICT, -120, 3480),
+        # Found by its own owner seconds after the send, or by another when its time has passed.
+        (grace(30), -115, 1.5),
+        (grace(30), 1, 3480),
+        (grace(600), 1, 1.5),
+    ],
+)
+def test_abandoned(rotation: Rotation, overdue: float, due: float) -> None:
     """A claim whose owner vanished is in doubt, and resent when the profile says so."""
     claim = Abandoned(
         connection_id="acme-1",
@@ -213,8 +234,9 @@ def test_abandoned(rotation: Rotation, due: float) -> None:
         generation=7,
         issued_at=START,
         expires_at=at(3600),
+        overdue=timedelta(seconds=overdue),
     )
-    settlement = abandoned(claim, rotation, START, 0.5)
+    settlement = abandoned(claim, rotation, START, 0.5, hold=timedelta(seconds=120))
     assert (settlement.connection_id, settlement.attempt) == ("acme-1", "attempt")
     assert (settlement.generation, settlement.tokens) == (7, None)
     assert settlement.state is ClaimState.IN_DOUBT

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 
-from daemon.domain.claim import Claim, ClaimState
+from daemon.domain.claim import Claim, ClaimState, Refusal
+from daemon.domain.claimable import Wanted
 from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.domain.provider import Rotation, RotationKind
+from tests.support.clock import FakeClock
+from tests.support.memory_refreshes import MemoryRefreshes
 from tests.support.refreshing import ACME, Replica, tokens
 
 INVALID_GRANT = Outcome(
@@ -22,6 +26,22 @@ INVALID_GRANT = Outcome(
 )
 LOST = Outcome(kind=OutcomeKind.IN_DOUBT, reason=FailureReason.TIMEOUT, description="No answer.")
 DOWN = Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.NETWORK, description="No route.")
+
+
+class SleepyStore(MemoryRefreshes):
+    """A store whose answer to a claim is read ten minutes after it was given."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self._sleeps = clock
+
+    async def claim(
+        self, wanted: Wanted, *, owner: str, hold: timedelta, now: datetime
+    ) -> Claim | Refusal:
+        """Claim, and let the machine sleep."""
+        answer = await super().claim(wanted, owner=owner, hold=hold, now=now)
+        self._sleeps.advance(600)
+        return answer
 
 
 @pytest.mark.parametrize("written", [False, True])
@@ -207,13 +227,25 @@ async def test_a_provider_that_is_not_configured_any_more() -> None:
     here.slots.take_now("acme", 1)
     del here.providers["acme"]
     ended: list[bool] = []
-    here.refresher.start(claim, on_end=lambda: ended.append(True))
+    here.refresher.start(claim, since=here.clock.boottime(), on_end=lambda: ended.append(True))
     await here.clock.run(1)
     assert ended == [True]
     assert (here.row().status, here.row().state) == (Status.FAILING, ClaimState.IDLE)
     assert here.row().tokens.refresh_token == "refresh 1"
     assert here.sender.sent == []
     assert here.store.state_of("acme").failures == 0
+
+
+async def test_a_machine_that_slept_while_it_claimed_sends_nothing() -> None:
+    """Time to send counts from before the claim: its answer may have waited in the socket."""
+    clock = FakeClock()
+    here = Replica(clock=clock, shared_store=SleepyStore(clock))
+    here.add()
+    flight = asyncio.create_task(here.refresher.refresh(here.wanted()))
+    await clock.run_until(flight.done)
+    assert await flight is None
+    assert here.sender.late == 1
+    assert here.sender.sent == []
 
 
 async def test_a_reply_is_kept_until_it_is_stored() -> None:

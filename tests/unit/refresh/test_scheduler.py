@@ -240,6 +240,18 @@ async def test_a_pause_is_slept_through() -> None:
     assert len(here.sender.sent) == 3
 
 
+async def test_more_providers_than_places_starve_none() -> None:
+    """Where the places of the process do not reach all providers, each is looked at in turn."""
+    names = [f"p{number}" for number in range(30)]
+    here = Replica(providers={name: replace(ACME, name=name) for name in names})
+    for name in names:
+        here.add(name, due_in=5, provider=name)
+        here.store.state_of(name)
+    async with sweeping(here):
+        await here.clock.run(6)
+    assert len(here.sender.sent) == len(names)
+
+
 async def test_stop() -> None:
     """After ``stop`` nothing more is claimed, and the sweep ends by itself."""
     here = Replica()
