@@ -16,7 +16,8 @@ from daemon.persistence.postgres import Database
 from daemon.persistence.rows import seal_tokens
 
 _VERIFIER = "code_verifier"
-_LOCK_CONNECTION = "SELECT 1 FROM connections WHERE id = $1 FOR NO KEY UPDATE"
+# Two numbers: a space of its own beside the migrations' lock. The first only has to stay the same.
+_ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(20261121, hashtext($1))"
 _LOCK_SCHEDULE = "SELECT 1 FROM refresh_schedule WHERE connection_id = $1 FOR UPDATE"
 
 
@@ -110,9 +111,11 @@ class PostgresAuthorizations:
         name = connection_id
         now = self._clock.now()
         async with self._database.transaction() as session:
+            # A first authorization has no schedule to lock yet, which would let a second one take
+            # its locks in another order.
+            await session.execute(_ONE_AT_A_TIME, name)
             # The schedule's row is locked first, as a refresh's settlement does: no deadlock.
             await session.execute(_LOCK_SCHEDULE, name)
-            # A first authorization has no schedule yet: the connection's row keeps two apart.
             provider = await session.fetchval(
                 "SELECT provider FROM connections WHERE id = $1 FOR UPDATE", name
             )

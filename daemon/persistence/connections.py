@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -61,6 +61,8 @@ SET due_at = excluded.due_at, state = 'idle', attempt = NULL, owner = NULL, take
 # A set in brackets (a first `]` is a member), or a single character.
 _GLOB_PART = re.compile(r"\[!?\]?[^\]]*\]|.", re.DOTALL)
 _NOTHING = "(?!.)."
+# Rows of a long result that are in memory at once.
+_AT_A_TIME = 500
 
 
 def regular_expression(glob: str) -> str:
@@ -180,14 +182,20 @@ class PostgresConnections:
         rows = await self._database.fetch(_CURRENT + " WHERE c.id = ANY($1::text[])", list(ids))
         return [current_token(row, self._cipher) for row in rows]
 
-    async def recently_used(self, limit: int) -> list[CurrentToken]:
-        """Return the tokens most likely to be asked for, to warm the cache with."""
-        rows = await self._database.fetch(
-            _CURRENT + " WHERE c.status IN ('active', 'failing')"
-            " ORDER BY c.last_used_at DESC NULLS LAST, c.created_at DESC LIMIT $1",
-            limit,
-        )
-        return [current_token(row, self._cipher) for row in rows]
+    async def recently_used(self, limit: int) -> AsyncIterator[CurrentToken]:
+        """Yield the tokens most likely to be asked for, to warm the cache with.
+
+        Only a few are in memory at a time: what is freed after a start is seldom given back.
+        """
+        async with self._database.transaction() as session:
+            rows = session.cursor(
+                _CURRENT + " WHERE c.status IN ('active', 'failing')"
+                " ORDER BY c.last_used_at DESC NULLS LAST, c.created_at DESC LIMIT $1",
+                limit,
+                prefetch=_AT_A_TIME,
+            )
+            async for row in rows:
+                yield current_token(row, self._cipher)
 
     async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
         """Return generation and status of these connections, to find stale cache entries."""

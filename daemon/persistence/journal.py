@@ -217,7 +217,7 @@ class Journal:
     def _make_room(self) -> None:
         # Many may have found the same segment full: the first to come here makes a new one.
         if not self._has_room():
-            self._roll()
+            self._roll(at_least=self._reserved)
 
     def _roll(self, at_least: int = 0) -> None:
         old, self._segment = self._segment, None

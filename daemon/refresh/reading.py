@@ -114,6 +114,11 @@ class TokenReader:
         entry = await self.entry(connection_id)
         if entry is None:
             return None
+        if newer_than is not None and newer_than > entry.generation:
+            entry = await self._read_again(entry)
+            # A generation that was never issued (or was lost with a restored database) would
+            # ask for a refresh with every read and never be content.
+            newer_than = min(newer_than, entry.generation)
         now = self._clock.now().timestamp()
         wants = need(entry, min_ttl=min_ttl, newer_than=newer_than, now=now)
         if wants is Need.NOTHING:
@@ -131,6 +136,14 @@ class TokenReader:
         return self._after(
             after, refusal, min_ttl=min_ttl, newer_than=newer_than, before=generation
         )
+
+    async def _read_again(self, entry: Entry) -> Entry:
+        """Return what the database has: another replica may have told the caller more."""
+        try:
+            await self._refresher.reload([entry.connection])
+        except DatabaseUnavailableError:
+            return entry
+        return self._cache.get(entry.connection) or entry
 
     async def refresh_now(self, wanted: Wanted) -> None:
         """Refresh because a person says so; returns when a newer generation is stored.

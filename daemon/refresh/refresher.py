@@ -8,6 +8,7 @@ attempt's task before its reply is stored. Callers only ever wait for it through
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -43,6 +44,10 @@ _HARD_TIMEOUT_FACTOR = 2
 _COMMIT_RETRY = (0.2, 5.0)
 # How often another replica's attempt is looked at, should its notification get lost.
 _LOOK_AGAIN = 0.5
+# A caller waits this long for a slot of the provider's rate; a Retry-After or an open circuit is
+# longer and is told to the caller instead.
+_WORTH_WAITING = 2.0
+_SHORTEST_WAIT = 0.01
 _SAYS_MORE_THAN_MEMORY = {
     RefusalReason.SUPERSEDED,
     RefusalReason.NOT_REFRESHABLE,
@@ -114,6 +119,7 @@ class Refresher:
         self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[Refusal | None]] = set()
         self._unwell: set[str] = set()
+        self._queueing: Counter[str] = Counter()
         self._closing = False
         self._recovered = asyncio.Event()
 
@@ -160,6 +166,10 @@ class Refresher:
     def begin(self) -> None:
         """Let refreshes begin: what the journal kept is stored."""
         self._recovered.set()
+
+    def has_callers_waiting(self, provider: str) -> bool:
+        """Tell whether callers wait for the provider's rate: the sweep then lets them go first."""
+        return self._queueing[provider] > 0
 
     def learned(self, provider: str, *, unwell: bool) -> None:
         """Remember whether a provider's shared state has anything to be cleared by a success."""
@@ -222,12 +232,32 @@ class Refresher:
                 if isinstance(answer, Claim):
                     await self._attempt(answer, since)
                     return None
-                if answer.reason is not RefusalReason.SENDING or clock.boottime() >= give_up:
+                if clock.boottime() >= give_up:
                     return await self._refused(answer)
-                await self._first_of(changed, _LOOK_AGAIN)
+                if answer.reason is RefusalReason.SENDING:
+                    await self._first_of(changed, _LOOK_AGAIN)
+                elif not await self._waited_for_a_slot(answer, wanted.provider):
+                    return await self._refused(answer)
             finally:
                 changed.cancel()
         return Refusal(connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED)
+
+    async def _waited_for_a_slot(self, answer: Refusal, provider: str) -> bool:
+        """Wait for the provider's next free slot, where the rate alone is in the way.
+
+        Meanwhile the sweep claims nothing there: who is waited for goes first.
+        """
+        if answer.reason is not RefusalReason.PROVIDER_PAUSED or answer.retry_at is None:
+            return False
+        wait = (answer.retry_at - self._ports.clock.now()).total_seconds()
+        if wait > _WORTH_WAITING:
+            return False
+        self._queueing[provider] += 1
+        try:
+            await self._ports.clock.sleep(max(wait, _SHORTEST_WAIT))
+        finally:
+            self._queueing[provider] -= 1
+        return True
 
     async def _refused(self, answer: Refusal) -> Refusal | None:
         """Read what memory does not know yet, where the refusal says that there is something."""

@@ -178,7 +178,7 @@ class Scheduler:
         room: dict[str, tuple[int, float]] = {}
         for provider in providers:
             places = self._slots.free(provider.name)
-            if places > 0:
+            if places > 0 and not self._refresher.has_callers_waiting(provider.name):
                 self._slots.take_now(provider.name, places)
                 room[provider.name] = (places, provider.rate)
         return room

@@ -210,7 +210,8 @@ async def _finish_start(daemon: Daemon, on_started: OnStarted | None) -> None:
         await daemon.storage.database.wait_connected()
         try:
             await daemon.storage.refreshes.add_providers(list(daemon.settings.providers))
-            await _warm(daemon)
+            if len(daemon.refreshing.cache) == 0:
+                await _warm(daemon)
             await daemon.housekeeping.set_gauges()
             break
         except DatabaseUnavailableError:
@@ -227,7 +228,7 @@ async def _finish_start(daemon: Daemon, on_started: OnStarted | None) -> None:
 
 async def _warm(daemon: Daemon) -> None:
     try:
-        for token in await daemon.storage.connections.recently_used(_WARM):
+        async for token in daemon.storage.connections.recently_used(_WARM):
             daemon.refreshing.cache.put(token)
     except DatabaseUnavailableError:
         return

@@ -194,7 +194,7 @@ async def test_use_is_remembered(store: PostgresConnections) -> None:
     assert first is not None
     assert second is not None
     assert (first.last_used_at, second.last_used_at) == (NOW, None)
-    warm = [token.connection for token in await store.recently_used(1)]
+    warm = [token.connection async for token in store.recently_used(1)]
     assert warm == ["acme-1"]
 
 

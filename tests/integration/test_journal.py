@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -224,3 +225,18 @@ async def test_what_was_preallocated_is_given_back_at_the_next_start(tmp_path: P
     used, fresh = segment_files(tmp_path / "journal")
     assert used.stat().st_size < RESERVATION < fresh.stat().st_size
     await again.close()
+
+
+async def test_more_in_flight_than_a_segment_holds(tmp_path: Path) -> None:
+    """High concurrency makes one larger segment, not another one for each attempt."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    async with AsyncExitStack() as stack:
+        for _ in range(20):
+            await stack.enter_async_context(journal.reserved())
+        before = len(segment_files(tmp_path / "journal"))
+        for _ in range(20):
+            async with journal.reserved():
+                pass
+        assert len(segment_files(tmp_path / "journal")) <= before + 1
+    await journal.close()

@@ -45,13 +45,15 @@ def find_chromium() -> str | None:
 class Chromium:
     """A browser with a new profile and one page.
 
-    ``requests`` are the URLs that left the browser or would have, ``complaints`` what the console
-    says of the pages since it was last cleared: blocked by a policy, not found, thrown by a script.
+    ``requests`` are pairs of a page's URL and one that it asks for, or would where no policy
+    forbade it. ``complaints`` are what the console says, each after the URL of its page: blocked by
+    a policy, not found, thrown by a script.
     """
 
     def __init__(self, executable: str) -> None:
-        self.requests: list[str] = []
+        self.requests: list[tuple[str, str]] = []
         self.complaints: list[str] = []
+        self._page = ""
         self._executable = executable
         self._stack = AsyncExitStack()
         self._socket: ClientWebSocketResponse | None = None
@@ -162,10 +164,14 @@ class Chromium:
         await self.command("Emulation.setEmulatedMedia", features=[feature])
 
     async def _press(self, selector: str) -> bool:
+        # Not before styles are there, which move things, nor where something else lies above.
         middle = await self.evaluate(
-            f"(() => {{ const e = document.querySelector({selector!r}); if (!e) return null;"
-            " e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            f"(() => {{ const e = document.querySelector({selector!r});"
+            " if (!e || document.readyState !== 'complete') return null;"
+            " e.scrollIntoView({block: 'center', behavior: 'instant'});"
+            " const r = e.getBoundingClientRect();"
+            " const [x, y] = [r.x + r.width / 2, r.y + r.height / 2];"
+            " return e.contains(document.elementFromPoint(x, y)) ? [x, y] : null; })()"
         )
         if middle is None:
             return False
@@ -194,11 +200,13 @@ class Chromium:
     def _note(self, event: str, members: Mapping[str, Any]) -> None:
         match event:
             case "Network.requestWillBeSent":
-                self.requests.append(members["request"]["url"])
+                self.requests.append((members["documentURL"], members["request"]["url"]))
+            case "Page.frameNavigated" if "parentId" not in members["frame"]:
+                self._page = members["frame"]["url"]
             case "Log.entryAdded":
-                self.complaints.append(members["entry"]["text"])
+                self.complaints.append(f"{self._page}: {members['entry']['text']}")
             case "Runtime.exceptionThrown":
-                self.complaints.append(members["exceptionDetails"]["text"])
+                self.complaints.append(f"{self._page}: {members['exceptionDetails']['text']}")
 
 
 async def _page_url(session: ClientSession, port_file: Path) -> str:
