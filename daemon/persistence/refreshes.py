@@ -264,11 +264,12 @@ class PostgresRefreshes:
 
     async def reclaim(
         self, connection_id: str, *, attempt: str, generation: int, owner: str, hold: timedelta
-    ) -> Claim | None:
+    ) -> Claim | Refusal | None:
         """Claim again for a reply that the journal kept; ``None`` where it is not wanted any more.
 
-        It is wanted on top of the generation it was asked for, unless another attempt is on its
-        way: also where the database has forgotten the claim (a restored backup, a failover).
+        It is wanted on top of the generation it was asked for, also where the database has
+        forgotten the claim (a restored backup, a failover). Refused while another attempt is on
+        its way: only the end of that one tells.
         """
         async with self._database.transaction() as connection:
             locked = await connection.fetch(_LOCK_WANTED, connection_id)
@@ -276,7 +277,7 @@ class PostgresRefreshes:
             if row is None or row["generation"] != generation:
                 return None
             if row["state"] == ClaimState.SENDING and row["attempt"] != attempt:
-                return None
+                return Refusal(connection_id=connection_id, reason=RefusalReason.SENDING)
             await connection.execute(_RECLAIM, connection_id, attempt, owner, hold)
         claimed = {**row, "attempt": attempt, "state": ClaimState.SENDING}
         return _claim(claimed, token_set(row, self._cipher), 0.0)

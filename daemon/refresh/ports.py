@@ -36,8 +36,11 @@ class RefreshStore(Protocol):
 
     async def reclaim(
         self, connection_id: str, *, attempt: str, generation: int, owner: str, hold: timedelta
-    ) -> Claim | None:
-        """Claim again for a reply that the journal kept; ``None`` where it is not wanted."""
+    ) -> Claim | Refusal | None:
+        """Claim again for a reply that the journal kept; ``None`` where it is not wanted.
+
+        Refused as ``sending`` while another attempt is on its way.
+        """
 
     async def abandoned_by(self, owner: str) -> list[Abandoned]:
         """Return the open claims of an owner that has just started, and so has sent nothing."""

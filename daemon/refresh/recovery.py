@@ -6,13 +6,16 @@ database has it, and the database takes each only on top of the generation it be
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import Enum, auto
 
 import structlog
 
 from daemon.config.settings import Refresh
+from daemon.domain.claim import Refusal
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Connection
 from daemon.domain.errors import DatabaseUnavailableError, DecryptionError
@@ -28,6 +31,27 @@ from daemon.refresh.refresher import Refresher, Sent
 log = structlog.get_logger()
 
 _DATABASE_AWAY = 1.0
+# Another replica's attempt ends within its hard timeout; looking this often costs nothing.
+_LOOK_AGAIN = 2.0
+
+
+class Fate(Enum):
+    """What became of a journalled reply at this start."""
+
+    STORED = auto()
+    NOT_NEEDED = auto()
+    """The database has it already, or has something newer."""
+    LATER = auto()
+    """Another replica is refreshing the connection: its end decides."""
+    KEPT = auto()
+    """It takes another configuration to store it: it stays in the journal."""
+
+
+_TOLD = {
+    Fate.STORED: "journalled_reply_recovered",
+    Fate.NOT_NEEDED: "journalled_reply_not_needed",
+    Fate.LATER: "journalled_reply_waits_for_another_replica",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,29 +84,49 @@ class Recovery:
         self._refresher = refresher
         self._settings = settings
         self._owner = owner
+        self._later: list[JournaledReply] = []
         self._is_done = False
+        self._one_at_a_time = asyncio.Lock()
 
     async def run(self) -> None:
         """Recover, waiting for the database as long as it takes; then let refreshes begin.
 
         Once done, a further call does nothing: this process has claims of its own by then.
         """
-        while not self._is_done:
-            try:
-                while self._pending:
-                    entry = self._pending[0]
-                    if await self._recover(entry):
-                        await self._ports.journal.settled(entry.attempt)
-                    self._pending.pop(0)
-                await self._doubt_open_claims()
-            except DatabaseUnavailableError:
-                await self._ports.clock.sleep(_DATABASE_AWAY)
-            else:
-                self._is_done = True
-                self._refresher.begin()
+        async with self._one_at_a_time:
+            while not self._is_done:
+                try:
+                    await self._go_through()
+                    await self._doubt_open_claims()
+                except DatabaseUnavailableError:
+                    await self._ports.clock.sleep(_DATABASE_AWAY)
+                else:
+                    self._is_done = True
+                    self._refresher.begin()
 
-    async def _recover(self, entry: JournaledReply) -> bool:
-        """Store a reply; ``False`` where that takes another configuration: it stays kept."""
+    async def finish(self) -> None:
+        """After ``run``: store the replies whose connections another replica was refreshing."""
+        while self._later:
+            await self._ports.clock.sleep(_LOOK_AGAIN)
+            self._pending, self._later = self._later, []
+            try:
+                await self._go_through()
+            except DatabaseUnavailableError:
+                self._later += self._pending
+
+    async def _go_through(self) -> None:
+        while self._pending:
+            entry = self._pending[0]
+            match await self._recover(entry):
+                case Fate.STORED | Fate.NOT_NEEDED:
+                    await self._ports.journal.settled(entry.attempt)
+                case Fate.LATER:
+                    self._later.append(entry)
+                case Fate.KEPT:
+                    pass
+            self._pending.pop(0)
+
+    async def _recover(self, entry: JournaledReply) -> Fate:
         provider = self._ports.providers.get(entry.provider)
         if provider is None:
             log.warning(
@@ -90,29 +134,29 @@ class Recovery:
                 connection=entry.connection_id,
                 provider=entry.provider,
             )
-            return False
+            return Fate.KEPT
         try:
             if entry.purpose is Purpose.EXCHANGE:
-                stored = await self._recover_exchange(entry, provider)
+                fate = await self._recover_exchange(entry, provider)
             else:
-                stored = await self._recover_refresh(entry, provider)
+                fate = await self._recover_refresh(entry, provider)
         except DecryptionError as error:
             log.warning(
                 "journalled_reply_not_stored", connection=entry.connection_id, error=str(error)
             )
-            return False
+            return Fate.KEPT
         log.info(
-            "journalled_reply_recovered" if stored else "journalled_reply_not_needed",
+            _TOLD[fate],
             connection=entry.connection_id,
             provider=entry.provider,
             generation=entry.generation,
         )
-        return True
+        return fate
 
-    async def _recover_refresh(self, entry: JournaledReply, provider: Provider) -> bool:
+    async def _recover_refresh(self, entry: JournaledReply, provider: Provider) -> Fate:
         outcome = _outcome(entry, provider)
         if not _is_last_word(outcome):
-            return False
+            return Fate.NOT_NEEDED
         claim = await self._ports.store.reclaim(
             entry.connection_id,
             attempt=entry.attempt,
@@ -121,16 +165,18 @@ class Recovery:
             hold=self._refresher.hold,
         )
         if claim is None:
-            return False
+            return Fate.NOT_NEEDED
+        if isinstance(claim, Refusal):
+            return Fate.LATER
         await self._refresher.conclude(
             claim, provider, outcome, sent=Sent(at=entry.sent_at, duration=0.0)
         )
-        return True
+        return Fate.STORED
 
-    async def _recover_exchange(self, entry: JournaledReply, provider: Provider) -> bool:
+    async def _recover_exchange(self, entry: JournaledReply, provider: Provider) -> Fate:
         granted = _outcome(entry, provider).granted
         if granted is None:
-            return False
+            return Fate.NOT_NEEDED
         settings = self._settings()
         tokens = tokens_of(
             granted,
@@ -146,9 +192,9 @@ class Recovery:
             only_after=entry.generation,
         )
         if connection is None:
-            return False
+            return Fate.NOT_NEEDED
         self._ports.on_authorized(connection, replace(tokens, generation=connection.generation))
-        return True
+        return Fate.STORED
 
     def _due(self, tokens: TokenSet, connection_id: str) -> datetime | None:
         return policy.due_at(tokens, connection_id, self._settings())

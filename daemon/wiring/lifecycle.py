@@ -190,6 +190,7 @@ def _background(daemon: Daemon) -> dict[str, Callable[[], Awaitable[None]]]:
         "notifications": refreshing.notifications.wait_closed,
         "notifier": refreshing.notifier.wait_closed,
         "scheduler": partial(_recover_then_refresh, daemon),
+        "recovery": partial(_finish_recovery, daemon),
         "follower": refreshing.follower.run,
     }
 
@@ -198,6 +199,11 @@ async def _recover_then_refresh(daemon: Daemon) -> None:
     """Store what the journal kept, as soon as the database is there; only then refresh."""
     await daemon.recovery.run()
     await daemon.refreshing.scheduler.run()
+
+
+async def _finish_recovery(daemon: Daemon) -> None:
+    await daemon.recovery.run()
+    await daemon.recovery.finish()
 
 
 async def _owned(work: Callable[[], Awaitable[None]]) -> None:

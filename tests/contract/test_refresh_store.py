@@ -10,6 +10,7 @@ import pytest
 from daemon.domain.claim import (
     Claim,
     ClaimState,
+    Refusal,
     RefusalReason,
     Settled,
 )
@@ -193,7 +194,7 @@ async def test_a_reply_from_the_journal_claims_again(stage: Stage) -> None:
     again = await stage.store.reclaim(
         "a", attempt=before.attempt, generation=1, owner="one", hold=HOLD
     )
-    assert again is not None
+    assert isinstance(again, Claim)
     assert (again.attempt, again.tokens) == (before.attempt, before.tokens)
     assert await settle(stage, renewal(again)) == [Settled.STORED]
     late = await stage.store.reclaim(
@@ -202,15 +203,15 @@ async def test_a_reply_from_the_journal_claims_again(stage: Stage) -> None:
     assert late is None
 
 
-async def test_a_reply_from_the_journal_waits_for_nobody_elses_attempt(stage: Stage) -> None:
-    """Where another attempt is on its way, or nothing is known, the kept reply is not wanted."""
+async def test_a_reply_from_the_journal_waits_for_another_attempt(stage: Stage) -> None:
+    """Where another attempt is on its way its end decides; where nothing is known, nothing is."""
     await add(stage, "a")
     await claimed(stage)
-    for name in ("a", "nobody"):
-        answer = await stage.store.reclaim(
-            name, attempt="kept", generation=1, owner="one", hold=HOLD
-        )
-        assert answer is None
+    answers = [
+        await stage.store.reclaim(name, attempt="kept", generation=1, owner="one", hold=HOLD)
+        for name in ("a", "nobody")
+    ]
+    assert answers == [Refusal(connection_id="a", reason=RefusalReason.SENDING), None]
 
 
 async def test_an_owner_finds_the_claims_it_left_open(stage: Stage) -> None:

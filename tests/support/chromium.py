@@ -77,8 +77,7 @@ class Chromium:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            stack.push_async_callback(process.wait)
-            stack.callback(process.kill)
+            stack.push_async_callback(_ended, process)
             session = await stack.enter_async_context(ClientSession())
             url = await _page_url(session, profile / "DevToolsActivePort")
             self._socket = await stack.enter_async_context(
@@ -87,6 +86,7 @@ class Chromium:
             reader = asyncio.create_task(self._read(self._socket))
             stack.push_async_callback(asyncio.wait, [reader])
             stack.callback(reader.cancel)
+            stack.push_async_callback(self.command, "Browser.close")
             for domain in ("Page", "Runtime", "Network", "Log"):
                 await self.command(f"{domain}.enable")
             self._stack = stack.pop_all()
@@ -207,6 +207,16 @@ class Chromium:
                 self.complaints.append(f"{self._page}: {members['entry']['text']}")
             case "Runtime.exceptionThrown":
                 self.complaints.append(f"{self._page}: {members['exceptionDetails']['text']}")
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Wait for the browser's own end, in which its helpers end too; then help."""
+    try:
+        async with asyncio.timeout(10):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 async def _page_url(session: ClientSession, port_file: Path) -> str:

@@ -154,14 +154,14 @@ class MemoryRefreshes:
 
     async def reclaim(
         self, connection_id: str, *, attempt: str, generation: int, owner: str, hold: timedelta
-    ) -> Claim | None:
+    ) -> Claim | Refusal | None:
         """Claim again for a reply that the journal kept."""
         self._called("reclaim")
         row = self.rows.get(connection_id)
         if row is None or row.tokens.generation != generation:
             return None
         if row.state is ClaimState.SENDING and row.attempt != attempt:
-            return None
+            return Refusal(connection_id=connection_id, reason=RefusalReason.SENDING)
         claim = self._claim(row, 0.0, owner, hold)
         row.attempt = attempt
         return replace(claim, attempt=attempt, was_in_doubt=False)

@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,13 +23,28 @@ from tests.support.polling import eventually
 ROOT = Path(__file__).parents[2]
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
+def _candidates() -> Iterator[int]:
+    """Yield ports that the kernel hands out to nobody, other ones to each test process."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_000 + worker % 10 * 2_000
+    start = os.getpid() * 8 % 2_000
+    yield from (first + (start + step) % 2_000 for step in count())
+
+
+_CANDIDATES = _candidates()
+
+
+def free_ports(wanted: int) -> list[int]:
+    """Return ports that nobody listens at."""
+    found: list[int] = []
+    while len(found) < wanted:
+        port = next(_CANDIDATES)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        found.append(port)
+    return found
 
 
 class Reply:

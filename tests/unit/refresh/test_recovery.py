@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
 import orjson
 import pytest
 
-from daemon.domain.claim import Claim, ClaimState
+from daemon.domain.claim import Claim, ClaimState, Refusal, Settlement
 from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DecryptionError
 from daemon.domain.journal import JournaledReply, Purpose
@@ -27,7 +28,7 @@ class PartlyLocked(MemoryRefreshes):
 
     async def reclaim(
         self, connection_id: str, *, attempt: str, generation: int, owner: str, hold: timedelta
-    ) -> Claim | None:
+    ) -> Claim | Refusal | None:
         """Claim again, unless it is that row."""
         if connection_id == "locked":
             raise DecryptionError("gone", connection="locked", column="refresh_token", key_id="k")
@@ -93,7 +94,7 @@ class Restarted:
         assert isinstance(claim, Claim)
         return claim
 
-    async def recover(self) -> None:
+    async def recover(self) -> Recovery:
         """Run the recovery to its end."""
         here = self.here
         stored = Stored(
@@ -113,6 +114,7 @@ class Restarted:
             owner="one",
         )
         await recovery.run()
+        return recovery
 
 
 async def test_a_kept_token_is_stored() -> None:
@@ -187,3 +189,30 @@ async def test_a_kept_exchange_is_told_with_its_generation() -> None:
     await after.recover()
     ((connection, tokens),) = after.authorized
     assert (connection.id, tokens.generation) == ("acme-1", 6)
+
+
+async def test_a_reply_waits_for_another_replicas_attempt() -> None:
+    """While somebody else sends, the kept reply waits; when that came to nothing it is stored."""
+    after = Restarted(reply(NEW, attempt="ours"))
+    theirs = await after.claim(owner="two")
+    recovery = await after.recover()
+    assert list(after.here.journal.kept) == ["ours"]
+    finishing = asyncio.create_task(recovery.finish())
+    await after.here.clock.run(5)
+    assert not finishing.done()
+    unsent = Settlement(
+        connection_id=theirs.connection_id,
+        attempt=theirs.attempt,
+        generation=1,
+        state=ClaimState.IDLE,
+        due_at=None,
+        status=Status.FAILING,
+        failures=1,
+        last_error=None,
+        touches_connection=True,
+    )
+    await after.here.store.settle([unsent], now=after.here.clock.now())
+    await after.here.clock.run(5)
+    await finishing
+    assert after.here.row().tokens.refresh_token == "next"
+    assert after.here.journal.kept == {}
