@@ -5,7 +5,7 @@ UV ?= uv
 BIN := .venv/bin
 BOOTSTRAP := $(PYTHON) .ci/bootstrap.py
 # A worker starts a PostgreSQL of its own: past some number they only wait for the disk.
-PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 8 --dist loadfile
+PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 8 --dist loadfile --max-worker-restart 0
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate
 

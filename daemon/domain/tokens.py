@@ -81,3 +81,29 @@ class CurrentToken:
     refreshable: bool
     failure: str | None = None
     retry_at: datetime | None = None
+
+
+def current_of(
+    tokens: TokenSet,
+    *,
+    connection: str,
+    provider: str,
+    status: Status,
+    failure: str | None = None,
+    retry_at: datetime | None = None,
+) -> CurrentToken:
+    """Return what serving needs of tokens that were just stored."""
+    return CurrentToken(
+        connection=connection,
+        provider=provider,
+        status=status,
+        generation=tokens.generation,
+        access_token=tokens.access_token,
+        token_type=tokens.token_type,
+        scopes=tokens.scopes,
+        issued_at=tokens.issued_at,
+        expires_at=tokens.expires_at,
+        refreshable=tokens.refresh_token is not None,
+        failure=failure,
+        retry_at=retry_at,
+    )

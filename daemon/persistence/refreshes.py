@@ -29,143 +29,13 @@ from daemon.domain.connection import Failure, Status
 from daemon.domain.errors import DecryptionError
 from daemon.domain.outcome import Outcome
 from daemon.domain.tokens import TokenSet
+from daemon.persistence import refresh_statements as statements
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.rows import Row, failure_json, seal_tokens, token_set
 
-_LOCK_PROVIDERS = """
-SELECT provider, free_at, paused_until, failures, circuit, clock_timestamp() AS now
-FROM provider_state WHERE provider = ANY($1::text[]) ORDER BY provider FOR UPDATE
-"""
-
-_STORE_PROVIDER = """
-UPDATE provider_state SET free_at = $2, paused_until = $3, failures = $4, circuit = $5
-WHERE provider = $1
-"""
-
-# One range scan of the due index for each provider: a paused provider's backlog is never read.
-_CLAIM_DUE = """
-WITH picked AS (
-    SELECT r.* FROM unnest($1::text[], $2::int[]) AS room (provider, places)
-    CROSS JOIN LATERAL (
-        SELECT connection_id, state, due_at FROM refresh_schedule
-        WHERE provider = room.provider AND due_at <= $3 AND state <> 'sending'
-        ORDER BY due_at LIMIT room.places FOR UPDATE SKIP LOCKED
-    ) r
-)
-UPDATE refresh_schedule s
-SET state = 'sending', owner = $4, epoch = epoch + 1, attempt = gen_random_uuid()::text,
-    take_over_at = clock_timestamp() + $5
-FROM picked WHERE s.connection_id = picked.connection_id
-RETURNING s.connection_id, s.provider, s.attempt, s.failures,
-          picked.state AS state, picked.due_at AS due_at
-"""
-
-_LOCK_WANTED = """
-SELECT connection_id, provider, state, due_at, failures, attempt FROM refresh_schedule
-WHERE connection_id = $1 FOR UPDATE
-"""
-
-# Always a statement of its own, after the schedule's row is locked: a join in the locking
-# statement would show the tokens as they were before the wait for that lock, and a spent refresh
-# token would be sent.
-_READ_CLAIMED = """
-SELECT c.id AS connection_id, c.status, c.requested_scopes, t.generation, t.access_token,
-       t.refresh_token, t.token_type, t.scopes, t.issued_at, t.expires_at
-FROM connections c JOIN token_sets t ON t.connection_id = c.id
-WHERE c.id = ANY($1::text[])
-"""
-
-# The due time moves to now, so that a vanished owner's claim is found by the due index.
-_CLAIM_WANTED = """
-UPDATE refresh_schedule
-SET state = 'sending', owner = $2, epoch = epoch + 1, attempt = gen_random_uuid()::text,
-    take_over_at = clock_timestamp() + $3, due_at = least(coalesce(due_at, $4), $4)
-WHERE connection_id = $1 RETURNING attempt
-"""
-
-# The claim's attempt id is the fence, the generation the second line: a settlement that matches
-# neither writes nothing. A reply may still settle its own attempt after it was taken over. The id
-# stays until the next claim, so that a settlement repeated after a lost answer is recognized. A
-# status that a take-over has changed since the claim is put right whatever ``touches`` says.
-_SETTLE = """
-WITH input AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[],
-                         $6::int[], $7::bool[], $8::bytea[], $9::bytea[], $10::text[],
-                         $11::text[], $12::timestamptz[], $13::timestamptz[], $14::text[],
-                         $15::text[], $16::bool[])
-    AS i (id, attempt, generation, state, due_at, failures, has_tokens, access_token,
-          refresh_token, token_type, scopes, issued_at, expires_at, status, last_error, touches)
-), fenced AS (
-    UPDATE refresh_schedule s
-    SET state = i.state, due_at = i.due_at, failures = i.failures, owner = NULL,
-        take_over_at = NULL
-    FROM input i JOIN token_sets t ON t.connection_id = i.id AND t.generation = i.generation
-    WHERE s.connection_id = i.id AND s.attempt = i.attempt
-      AND (s.state = 'sending' OR (s.state = 'in_doubt' AND i.has_tokens))
-    RETURNING s.connection_id, s.attempt
-), stored AS (
-    UPDATE token_sets t
-    SET generation = i.generation + 1, access_token = i.access_token,
-        refresh_token = i.refresh_token, token_type = i.token_type,
-        scopes = string_to_array(i.scopes, ' '), issued_at = i.issued_at,
-        expires_at = i.expires_at, stored_at = $17
-    FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
-    WHERE i.has_tokens AND t.connection_id = i.id AND t.generation = i.generation
-    RETURNING t.connection_id
-), told AS (
-    UPDATE connections c
-    SET status = i.status, last_error = i.last_error::jsonb, updated_at = $17
-    FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
-    WHERE (i.touches OR c.status <> i.status) AND c.id = i.id
-)
-SELECT attempt FROM fenced
-"""
-
 # What cannot be decrypted is neither sent nor overwritten: a key may be about to come back.
 _LOOK_AGAIN = timedelta(minutes=5)
-_PUT_ASIDE = """
-WITH aside AS (
-    UPDATE refresh_schedule
-    SET state = $4, attempt = NULL, due_at = $2, failures = failures + 1, owner = NULL,
-        take_over_at = NULL
-    WHERE connection_id = $1
-)
-UPDATE connections SET status = 'failing', last_error = $3::text::jsonb, updated_at = now()
-WHERE id = $1
-"""
-
-_ABANDONED = """
-SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at,
-       clock_timestamp() - s.take_over_at AS overdue
-FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
-WHERE s.provider = ANY($1::text[]) AND s.due_at <= $2 AND s.state = 'sending'
-  AND s.take_over_at < clock_timestamp()
-LIMIT 500
-"""
-
-# Only at a start: no index for it, and none is missed.
-_ABANDONED_BY = """
-SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at,
-       clock_timestamp() - s.take_over_at AS overdue
-FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
-WHERE s.owner = $1 AND s.state = 'sending'
-"""
-
-_RECLAIM = """
-UPDATE refresh_schedule
-SET state = 'sending', attempt = $2, owner = $3, epoch = epoch + 1,
-    take_over_at = clock_timestamp() + $4
-WHERE connection_id = $1
-"""
-
-_NEXT_DUE = """
-SELECT min(due_at) FROM unnest($1::text[]) AS wanted (provider)
-CROSS JOIN LATERAL (
-    SELECT due_at FROM refresh_schedule
-    WHERE provider = wanted.provider AND due_at > $2 ORDER BY due_at LIMIT 1
-) soonest
-"""
 
 
 class PostgresRefreshes:
@@ -195,7 +65,7 @@ class PostgresRefreshes:
             }
             places = {name: len(a.delays) for name, a in admissions.items() if a.delays}
             claimed = await connection.fetch(
-                _CLAIM_DUE, list(places), list(places.values()), now, owner, hold
+                statements.CLAIM_DUE, list(places), list(places.values()), now, owner, hold
             )
             rows = await self._with_tokens(connection, claimed)
             delays = {name: iter(admissions[name].delays) for name in places}
@@ -226,7 +96,7 @@ class PostgresRefreshes:
         """Claim one connection that somebody waits for."""
         async with self._database.transaction() as connection:
             states, clock = await self._lock(connection, [wanted.provider])
-            locked = await connection.fetch(_LOCK_WANTED, wanted.connection_id)
+            locked = await connection.fetch(statements.LOCK_WANTED, wanted.connection_id)
             row = next(iter(await self._with_tokens(connection, locked)), None)
             reason = refusal(None if row is None else _schedule(row), wanted, now)
             if row is None or reason is not None:
@@ -252,7 +122,7 @@ class PostgresRefreshes:
                     else now + (admission.retry_at - clock),
                 )
             attempt = await connection.fetchval(
-                _CLAIM_WANTED, wanted.connection_id, owner, hold, now
+                statements.CLAIM_WANTED, wanted.connection_id, owner, hold, now
             )
             await self._store(connection, admission.state)
             opened = {**row, "attempt": attempt}
@@ -272,19 +142,19 @@ class PostgresRefreshes:
         its way: only the end of that one tells.
         """
         async with self._database.transaction() as connection:
-            locked = await connection.fetch(_LOCK_WANTED, connection_id)
+            locked = await connection.fetch(statements.LOCK_WANTED, connection_id)
             row = next(iter(await self._with_tokens(connection, locked)), None)
             if row is None or row["generation"] != generation:
                 return None
             if row["state"] == ClaimState.SENDING and row["attempt"] != attempt:
                 return Refusal(connection_id=connection_id, reason=RefusalReason.SENDING)
-            await connection.execute(_RECLAIM, connection_id, attempt, owner, hold)
+            await connection.execute(statements.RECLAIM, connection_id, attempt, owner, hold)
         claimed = {**row, "attempt": attempt, "state": ClaimState.SENDING}
         return _claim(claimed, token_set(row, self._cipher), 0.0)
 
     async def abandoned_by(self, owner: str) -> list[Abandoned]:
         """Return the open claims of an owner that has just started, and so has sent nothing."""
-        rows = await self._database.fetch(_ABANDONED_BY, owner)
+        rows = await self._database.fetch(statements.ABANDONED_BY, owner)
         return [Abandoned(**dict(row)) for row in rows]
 
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
@@ -295,7 +165,7 @@ class PostgresRefreshes:
                 is safe: an attempt settles once.
         """
         columns = zip(*(self._columns(settlement) for settlement in settlements), strict=True)
-        rows = await self._database.fetch(_SETTLE, *map(list, columns), now)
+        rows = await self._database.fetch(statements.SETTLE, *map(list, columns), now)
         stored = {row["attempt"] for row in rows}
         missing = [s.connection_id for s in settlements if s.attempt not in stored]
         gone: set[str] = set()
@@ -313,12 +183,14 @@ class PostgresRefreshes:
 
     async def abandoned(self, providers: Sequence[str], *, now: datetime) -> list[Abandoned]:
         """Return claims whose take-over time has passed; their owners can no longer settle."""
-        rows = await self._database.fetch(_ABANDONED, list(providers), now)
+        rows = await self._database.fetch(statements.ABANDONED, list(providers), now)
         return [Abandoned(**dict(row)) for row in rows]
 
     async def next_due(self, providers: Sequence[str], *, after: datetime) -> datetime | None:
         """Return the soonest due time later than ``after``."""
-        value: datetime | None = await self._database.fetchval(_NEXT_DUE, list(providers), after)
+        value: datetime | None = await self._database.fetchval(
+            statements.NEXT_DUE, list(providers), after
+        )
         return value
 
     async def count_due(self, *, now: datetime) -> int:
@@ -348,14 +220,14 @@ class PostgresRefreshes:
     async def _lock(
         self, connection: DatabaseConnection, names: Mapping[str, Any] | Sequence[str]
     ) -> tuple[dict[str, ProviderState], datetime]:
-        rows = await connection.fetch(_LOCK_PROVIDERS, list(names))
+        rows = await connection.fetch(statements.LOCK_PROVIDERS, list(names))
         if len(rows) < len(names):
             await connection.execute(
                 "INSERT INTO provider_state (provider) SELECT unnest($1::text[])"
                 " ON CONFLICT DO NOTHING",
                 list(names),
             )
-            rows = await connection.fetch(_LOCK_PROVIDERS, list(names))
+            rows = await connection.fetch(statements.LOCK_PROVIDERS, list(names))
         states: dict[str, ProviderState] = {}
         clock = datetime.min.replace(tzinfo=UTC)
         for row in rows:
@@ -366,7 +238,7 @@ class PostgresRefreshes:
 
     async def _store(self, connection: DatabaseConnection, state: ProviderState) -> None:
         await connection.execute(
-            _STORE_PROVIDER,
+            statements.STORE_PROVIDER,
             state.provider,
             state.free_at,
             state.paused_until,
@@ -452,7 +324,9 @@ class PostgresRefreshes:
         """Return locked schedule rows with their connections and tokens, in the same order."""
         if not rows:
             return []
-        found = await connection.fetch(_READ_CLAIMED, [row["connection_id"] for row in rows])
+        found = await connection.fetch(
+            statements.READ_CLAIMED, [row["connection_id"] for row in rows]
+        )
         rest = {row["connection_id"]: row for row in found}
         return [{**row, **rest[row["connection_id"]]} for row in rows]
 
@@ -471,7 +345,7 @@ class PostgresRefreshes:
             except DecryptionError as error:
                 failure = Failure(code="decrypt_error", description=str(error), at=now)
                 await connection.execute(
-                    _PUT_ASIDE,
+                    statements.PUT_ASIDE,
                     row["connection_id"],
                     now + _LOOK_AGAIN,
                     failure_json(failure),

@@ -15,10 +15,10 @@ from typing import assert_never
 
 from daemon.config.settings import Refresh
 from daemon.domain.claim import Abandoned, Claim, ClaimState, Settlement
-from daemon.domain.connection import Connection, Failure, Status
+from daemon.domain.connection import Failure, Status
 from daemon.domain.outcome import Outcome, OutcomeKind
 from daemon.domain.provider import Provider, Rotation, RotationKind
-from daemon.domain.tokens import CurrentToken, TokenSet, tokens_of
+from daemon.domain.tokens import TokenSet, tokens_of
 
 # A token that lives no longer than its margin would be refreshed for ever: the margin gives way
 # to half of the lifetime.
@@ -95,22 +95,6 @@ def backoff(failures: int, chance: float, remaining: float | None) -> float:
     if remaining is not None and remaining > 0:
         wait = min(wait, remaining / _TRIES_BEFORE_EXPIRY)
     return max(wait, _SHORTEST_INTERVAL.total_seconds())
-
-
-def current_after(connection: Connection, tokens: TokenSet) -> CurrentToken:
-    """Return what serving needs of a connection whose tokens were just stored."""
-    return CurrentToken(
-        connection=connection.id,
-        provider=connection.provider,
-        status=connection.status,
-        generation=tokens.generation,
-        access_token=tokens.access_token,
-        token_type=tokens.token_type,
-        scopes=tokens.scopes,
-        issued_at=tokens.issued_at,
-        expires_at=tokens.expires_at,
-        refreshable=tokens.refresh_token is not None,
-    )
 
 
 def decide(

@@ -93,7 +93,7 @@ class TokenReader:
         entry = self._cache.get(connection_id)
         if entry is None:
             try:
-                await self._refresher.reload([connection_id])
+                await self._refresher.memory.reload([connection_id])
             except DatabaseUnavailableError as error:
                 raise _unavailable(
                     connection_id, "The database is away and this token is not in memory.", 2.0
@@ -140,7 +140,7 @@ class TokenReader:
     async def _read_again(self, entry: Entry) -> Entry:
         """Return what the database has: another replica may have told the caller more."""
         try:
-            await self._refresher.reload([entry.connection])
+            await self._refresher.memory.reload([entry.connection])
         except DatabaseUnavailableError:
             return entry
         return self._cache.get(entry.connection) or entry

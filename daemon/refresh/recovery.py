@@ -25,8 +25,9 @@ from daemon.domain.provider import Provider
 from daemon.domain.tokens import TokenSet, tokens_of
 from daemon.oauth.token_reply import read_reply
 from daemon.refresh import policy
+from daemon.refresh.attempts import Sent
 from daemon.refresh.ports import Exchanged, Providers, RefreshStore
-from daemon.refresh.refresher import Refresher, Sent
+from daemon.refresh.refresher import Refresher
 
 log = structlog.get_logger()
 
@@ -168,7 +169,7 @@ class Recovery:
             return Fate.NOT_NEEDED
         if isinstance(claim, Refusal):
             return Fate.LATER
-        await self._refresher.conclude(
+        await self._refresher.attempts.conclude(
             claim, provider, outcome, sent=Sent(at=entry.sent_at, duration=0.0)
         )
         return Fate.STORED

@@ -1,8 +1,8 @@
-"""[refresh] The one refresh path: claim, send, commit, publish.
+"""[refresh] The one refresh path, at most one at a time for each connection.
 
-The scheduler, a caller's ``min_ttl`` and an operator's button all come through here. The hard
-idea: from the moment a request may have left, nothing but the end of the process can stop the
-attempt's task before its reply is stored. Callers only ever wait for it through a shield.
+The scheduler, a caller's ``min_ttl`` and an operator's button all come through here, and all who
+want the same thing join one flight. Callers only ever wait for it through a shield: who stops
+waiting stops nothing.
 """
 
 from __future__ import annotations
@@ -11,37 +11,21 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
 from daemon.config.settings import Refresh
-from daemon.domain.claim import Claim, Refusal, RefusalReason, Settled, Settlement
+from daemon.domain.claim import Claim, Refusal, RefusalReason
 from daemon.domain.claimable import Wanted
-from daemon.domain.clock import Clock
-from daemon.domain.connection import Status
-from daemon.domain.errors import DatabaseUnavailableError, JournalError
-from daemon.domain.events import Events
-from daemon.domain.journal import JournaledReply, Purpose, ReplyJournal
-from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
-from daemon.domain.provider import Provider
-from daemon.domain.reply import RawReply
-from daemon.domain.tokens import CurrentToken, TokenSet
-from daemon.refresh import policy
+from daemon.domain.errors import DatabaseUnavailableError
+from daemon.refresh.attempts import Attempts, Ports
 from daemon.refresh.cache import TokenCache
-from daemon.refresh.ports import CurrentTokens, Providers, Publisher, RefreshSender, RefreshStore
-from daemon.refresh.settling import Settling
+from daemon.refresh.memory import Memory
 from daemon.refresh.slots import Slots
 
 log = structlog.get_logger()
 
-# Between the hard end of a request and the claim's take-over lies time to store the reply, so a
-# successor never acts on a claim whose owner may still be writing.
-_TIME_TO_STORE = timedelta(seconds=60)
-# A reply that comes after the callers' patience is still read: it may carry the only refresh token.
-_HARD_TIMEOUT_FACTOR = 2
-# While the database is away a reply is held in memory and its commit tried again this often.
-_COMMIT_RETRY = (0.2, 5.0)
 # How often another replica's attempt is looked at, should its notification get lost.
 _LOOK_AGAIN = 0.5
 # A caller waits this long for a slot of the provider's rate; a Retry-After or an open circuit is
@@ -53,30 +37,6 @@ _SAYS_MORE_THAN_MEMORY = {
     RefusalReason.NOT_REFRESHABLE,
     RefusalReason.UNKNOWN,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ports:
-    """What the refresher works with."""
-
-    store: RefreshStore
-    tokens: CurrentTokens
-    providers: Providers
-    sender: RefreshSender
-    journal: ReplyJournal
-    publisher: Publisher
-    events: Events
-    clock: Clock
-    chance: Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """When a request left (wall time), how many seconds its answer took, and whether it left."""
-
-    at: datetime
-    duration: float
-    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,14 +71,16 @@ class Refresher:
     ) -> None:
         self._ports = ports
         self._cache = cache
+        self.memory = Memory(cache, ports.tokens)
+        self.attempts = Attempts(
+            ports, cache=cache, memory=self.memory, settings=settings, on_schedule=on_schedule
+        )
         self._slots = slots
         self._settings = settings
         self._owner = owner
         self._on_schedule = on_schedule
-        self._settling = Settling(ports.store, ports.clock)
         self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[Refusal | None]] = set()
-        self._unwell: set[str] = set()
         self._queueing: Counter[str] = Counter()
         self._closing = False
         self._recovered = asyncio.Event()
@@ -126,7 +88,7 @@ class Refresher:
     @property
     def hold(self) -> timedelta:
         """Return how long a claim lasts before its owner counts as vanished."""
-        return timedelta(seconds=self._hard_timeout()) + _TIME_TO_STORE
+        return self.attempts.hold
 
     async def refresh(self, wanted: Wanted) -> Refusal | None:
         """Join or start the refresh of one connection; return why it was refused, if it was.
@@ -171,10 +133,6 @@ class Refresher:
         """Tell whether callers wait for the provider's rate: the sweep then lets them go first."""
         return self._queueing[provider] > 0
 
-    def learned(self, provider: str, *, unwell: bool) -> None:
-        """Remember whether a provider's shared state has anything to be cleared by a success."""
-        (self._unwell.add if unwell else self._unwell.discard)(provider)
-
     async def drain(self) -> None:
         """Start nothing more; return when every attempt in flight is stored."""
         self._closing = True
@@ -203,7 +161,7 @@ class Refresher:
 
     async def _run_claimed(self, claim: Claim, since: float, on_end: Callable[[], None]) -> None:
         try:
-            await self._attempt(claim, since)
+            await self.attempts.run(claim, since)
         finally:
             self._slots.give(claim.provider)
             on_end()
@@ -230,7 +188,7 @@ class Refresher:
                     wanted, owner=self._owner, hold=self.hold, now=clock.now()
                 )
                 if isinstance(answer, Claim):
-                    await self._attempt(answer, since)
+                    await self.attempts.run(answer, since)
                     return None
                 if clock.boottime() >= give_up:
                     return await self._refused(answer)
@@ -262,7 +220,7 @@ class Refresher:
     async def _refused(self, answer: Refusal) -> Refusal | None:
         """Read what memory does not know yet, where the refusal says that there is something."""
         if answer.reason in _SAYS_MORE_THAN_MEMORY:
-            await self.reload([answer.connection_id])
+            await self.memory.reload([answer.connection_id])
         return None if answer.reason is RefusalReason.SUPERSEDED else answer
 
     async def _first_of(self, changed: asyncio.Future[None], seconds: float) -> None:
@@ -271,214 +229,3 @@ class Refresher:
             await asyncio.wait({changed, sleep}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             sleep.cancel()
-
-    async def _attempt(self, claim: Claim, since: float) -> None:
-        clock = self._ports.clock
-        # On boot time and from before the claim was asked for: a machine that was suspended since
-        # then must not send late.
-        send_by = since + claim.delay + _TIME_TO_STORE.total_seconds() / 2
-        provider = self._ports.providers.get(claim.provider)
-        if provider is None:
-            outcome = _not_sent(f"No provider named {claim.provider} is configured any more.")
-            provider = Provider(name=claim.provider, client_id="")
-            sent = Sent(at=clock.now(), duration=0.0)
-        elif claim.tokens.refresh_token is None:
-            outcome, sent = _nothing_to_send(), Sent(at=clock.now(), duration=0.0)
-        else:
-            await clock.sleep(claim.delay)
-            began, sent_at = clock.boottime(), clock.now()
-            outcome = await self._send(
-                claim, provider, claim.tokens.refresh_token, sent_at=sent_at, send_by=send_by
-            )
-            asked = not _is_our_own_fault(outcome)
-            sent = Sent(at=sent_at, duration=clock.boottime() - began, asked=asked)
-        await self.conclude(claim, provider, outcome, sent=sent)
-        await self._ports.journal.settled(claim.attempt)
-        if sent.asked:
-            await self._learn(claim, outcome)
-
-    async def _send(
-        self,
-        claim: Claim,
-        provider: Provider,
-        refresh_token: str,
-        *,
-        sent_at: datetime,
-        send_by: float,
-    ) -> Outcome:
-        """Send once, with room held for the reply; it is on the disk before it is read."""
-
-        async def received(reply: RawReply) -> None:
-            await self._ports.journal.keep(
-                JournaledReply(
-                    attempt=claim.attempt,
-                    purpose=Purpose.REFRESH,
-                    connection_id=claim.connection_id,
-                    provider=claim.provider,
-                    generation=claim.tokens.generation,
-                    scopes=claim.requested_scopes,
-                    sent_at=sent_at,
-                    reply=reply,
-                )
-            )
-
-        try:
-            async with self._ports.journal.reserved():
-                return await self._ports.sender.refresh(
-                    provider,
-                    refresh_token,
-                    hard_timeout=self._hard_timeout(),
-                    send_by=send_by,
-                    received=received,
-                )
-        except JournalError as error:
-            return _not_sent(f"Nothing was sent, because its reply could not be kept: {error}.")
-
-    async def conclude(
-        self, claim: Claim, provider: Provider, outcome: Outcome, *, sent: Sent
-    ) -> None:
-        """Store what follows from an outcome, however long that takes, and tell everybody."""
-        events = self._ports.events
-        decision = policy.decide(
-            claim,
-            outcome,
-            provider,
-            self._settings(),
-            sent_at=sent.at,
-            now=self._ports.clock.now(),
-            chance=self._ports.chance(),
-        )
-        settled = await self._commit(claim, decision.settlement)
-        if settled is Settled.STORED:
-            await self._publish(claim, decision.settlement)
-            self._tell(claim, outcome, decision, sent.duration)
-            if decision.retry_in is not None:
-                self._on_schedule(decision.retry_in)
-        else:
-            events.refresh_superseded(claim.connection_id, claim.provider)
-            await self._forget(claim.connection_id)
-
-    def _tell(
-        self, claim: Claim, outcome: Outcome, decision: policy.Decision, duration: float
-    ) -> None:
-        events = self._ports.events
-        if outcome.kind is OutcomeKind.OK:
-            lag = None
-            if claim.planned_at is not None:
-                lag = max(0.0, (self._ports.clock.now() - claim.planned_at).total_seconds())
-            events.token_refreshed(claim, outcome, duration=duration, lag=lag)
-            if claim.status is Status.FAILING:
-                events.connection_recovered(claim.connection_id, claim.provider)
-            return
-        events.refresh_failed(claim, outcome, duration=duration, retry_in=decision.retry_in)
-        error = decision.settlement.last_error
-        if decision.settlement.status is Status.REAUTHORIZATION_REQUIRED and error is not None:
-            events.reauthorization_required(claim.connection_id, claim.provider, cause=error.code)
-
-    async def _commit(self, claim: Claim, settlement: Settlement) -> Settled:
-        """Store until it is stored. Meanwhile the new token is served from memory."""
-        wait, longest = _COMMIT_RETRY
-        while True:
-            try:
-                return await self._settling.settle(settlement)
-            except DatabaseUnavailableError:
-                if settlement.tokens is not None:
-                    self._cache.put(_current(claim, settlement, settlement.tokens))
-                await self._ports.clock.sleep(wait)
-                wait = min(wait * 2, longest)
-
-    async def _publish(self, claim: Claim, settlement: Settlement) -> None:
-        if settlement.tokens is not None:
-            self._cache.put(_current(claim, settlement, settlement.tokens))
-        elif settlement.touches_connection:
-            await self._reload_quietly(claim.connection_id)
-        if settlement.tokens is not None or settlement.touches_connection:
-            self._ports.publisher.publish(claim.connection_id)
-
-    async def reload(self, ids: list[str]) -> None:
-        """Read what is current into the cache; connections that are gone leave it.
-
-        Raises:
-            DatabaseUnavailableError: the cache stays as it was.
-        """
-        found = {token.connection: token for token in await self._ports.tokens.current(ids)}
-        for connection_id in ids:
-            token = found.get(connection_id)
-            if token is None:
-                self._cache.drop(connection_id)
-            else:
-                self._cache.put(token)
-
-    async def _reload_quietly(self, connection_id: str) -> None:
-        try:
-            await self.reload([connection_id])
-        except DatabaseUnavailableError:
-            return
-
-    async def _forget(self, connection_id: str) -> None:
-        """Take back what memory served of a reply that then was not stored."""
-        try:
-            found = await self._ports.tokens.current([connection_id])
-        except DatabaseUnavailableError:
-            return
-        self._cache.drop(connection_id)
-        for token in found:
-            self._cache.put(token)
-
-    async def _learn(self, claim: Claim, outcome: Outcome) -> None:
-        """Let the fleet know how the provider does, where there is anything to say."""
-        clean = outcome.kind in {OutcomeKind.OK, OutcomeKind.REAUTHORIZE}
-        if clean and claim.provider not in self._unwell and claim.failures == 0:
-            return
-        try:
-            before, after = await self._ports.store.learn(claim.provider, outcome)
-        except DatabaseUnavailableError:
-            return
-        self.learned(claim.provider, unwell=after.failures > 0 or after.circuit is not None)
-        if (before.circuit is None) != (after.circuit is None):
-            self._ports.events.provider_circuit_changed(
-                claim.provider,
-                is_open=after.circuit is not None,
-                reason=after.circuit or before.circuit or "",
-            )
-
-    def _hard_timeout(self) -> float:
-        return self._settings().request_timeout.total_seconds() * _HARD_TIMEOUT_FACTOR
-
-
-def _current(claim: Claim, settlement: Settlement, tokens: TokenSet) -> CurrentToken:
-    return CurrentToken(
-        connection=claim.connection_id,
-        provider=claim.provider,
-        status=settlement.status,
-        generation=tokens.generation,
-        access_token=tokens.access_token,
-        token_type=tokens.token_type,
-        scopes=tokens.scopes,
-        issued_at=tokens.issued_at,
-        expires_at=tokens.expires_at,
-        refreshable=tokens.refresh_token is not None,
-        failure=settlement.last_error.description if settlement.last_error else None,
-        retry_at=settlement.due_at if settlement.last_error else None,
-    )
-
-
-def _not_sent(description: str) -> Outcome:
-    return Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.OTHER, description=description)
-
-
-def _is_our_own_fault(outcome: Outcome) -> bool:
-    """Tell whether nothing was sent for a reason that says nothing about the provider."""
-    return outcome.kind is OutcomeKind.NOT_SENT and outcome.reason is FailureReason.OTHER
-
-
-def _nothing_to_send() -> Outcome:
-    return Outcome(
-        kind=OutcomeKind.REAUTHORIZE,
-        reason=FailureReason.OTHER,
-        error="no_refresh_token",
-        description=(
-            "The provider gave no refresh token and the access token has expired. Connect again; "
-            "to get a refresh token, ask for offline access (scopes or authorization_params)."
-        ),
-    )

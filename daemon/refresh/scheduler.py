@@ -185,7 +185,9 @@ class Scheduler:
 
     def _note(self, due: DueClaims) -> None:
         for name, state in due.states.items():
-            self._refresher.learned(name, unwell=state.failures > 0 or state.circuit is not None)
+            self._refresher.attempts.learned(
+                name, unwell=state.failures > 0 or state.circuit is not None
+            )
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep until ``seconds`` have passed, the expected time comes, or somebody wakes us."""

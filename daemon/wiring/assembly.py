@@ -16,7 +16,7 @@ from daemon.domain.clock import Clock, Entropy
 from daemon.domain.connection import Connection
 from daemon.domain.journal import JournaledReply
 from daemon.domain.provider import Provider
-from daemon.domain.tokens import TokenSet
+from daemon.domain.tokens import TokenSet, current_of
 from daemon.oauth.authorization import Authorizer
 from daemon.oauth.authorization_errors import AuthorizationFailures
 from daemon.oauth.outbound import Outbound
@@ -32,11 +32,12 @@ from daemon.persistence.notifications import Notifications, Notifier
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.refresh import policy
+from daemon.refresh.attempts import Ports
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.follower import Follower
 from daemon.refresh.reading import TokenReader
 from daemon.refresh.recovery import Recovery, Stored
-from daemon.refresh.refresher import Ports, Refresher
+from daemon.refresh.refresher import Refresher
 from daemon.refresh.scheduler import Scheduler, Sweep
 from daemon.refresh.sending import RefreshRequests
 from daemon.refresh.slots import Slots
@@ -364,7 +365,14 @@ class Daemon:
 
     def _authorized(self, connection: Connection, tokens: TokenSet) -> None:
         """Let this process and the others know of a new grant."""
-        self.refreshing.cache.put(policy.current_after(connection, tokens))
+        self.refreshing.cache.put(
+            current_of(
+                tokens,
+                connection=connection.id,
+                provider=connection.provider,
+                status=connection.status,
+            )
+        )
         self.refreshing.publish(connection.id)
         due_at = self.plan(tokens, connection.id)
         if due_at is not None:

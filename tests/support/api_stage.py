@@ -27,9 +27,10 @@ from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.postgres import Database
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.refresh import policy
+from daemon.refresh.attempts import Ports
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.reading import TokenReader
-from daemon.refresh.refresher import Ports, Refresher
+from daemon.refresh.refresher import Refresher
 from daemon.refresh.slots import Slots
 from daemon.sidecar.access import Callers
 from daemon.sidecar.api import ApiParts, create_api_app

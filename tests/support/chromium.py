@@ -196,6 +196,9 @@ class Chromium:
                 reply.set_result(said.get("result", {}))
             else:
                 self._note(said.get("method", ""), said.get("params", {}))
+        # A browser that is closing may owe an answer.
+        for owed in self._replies.values():
+            owed.set_result({})
 
     def _note(self, event: str, members: Mapping[str, Any]) -> None:
         match event:

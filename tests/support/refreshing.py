@@ -16,10 +16,11 @@ from daemon.domain.outcome import FailureReason, Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet
+from daemon.refresh.attempts import Ports
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.follower import Follower
 from daemon.refresh.reading import TokenReader
-from daemon.refresh.refresher import Ports, Refresher
+from daemon.refresh.refresher import Refresher
 from daemon.refresh.scheduler import Scheduler, Sweep
 from daemon.refresh.slots import Slots
 from tests.support.clock import START, FakeClock

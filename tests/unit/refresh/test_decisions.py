@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from daemon.config.settings import Refresh
 from daemon.domain.claim import Claim, ClaimState
-from daemon.domain.connection import Connection, Status
+from daemon.domain.connection import Status
 from daemon.domain.outcome import FailureReason, Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Provider, Rotation, RotationKind
-from daemon.domain.tokens import TokenSet
-from daemon.refresh.policy import Decision, current_after, decide
+from daemon.domain.tokens import TokenSet, current_of
+from daemon.refresh.policy import Decision, decide
 from tests.support.clock import START
 
 ACME = Provider(name="acme", client_id="us")
@@ -229,15 +229,7 @@ def test_retry_after(retry_after: float | None, due: float) -> None:
 
 def test_what_is_served_after_an_authorization() -> None:
     """A connection and its new tokens make up what serving needs, without the refresh token."""
-    connection = Connection(
-        id="acme-1",
-        provider="acme",
-        grant="authorization_code",
-        status=Status.ACTIVE,
-        created_at=START,
-        updated_at=START,
-    )
-    current = current_after(connection, CLAIM.tokens)
+    current = current_of(CLAIM.tokens, connection="acme-1", provider="acme", status=Status.ACTIVE)
     assert (current.connection, current.provider) == ("acme-1", "acme")
     assert (current.generation, current.access_token) == (4, "old access")
     assert current.refreshable

@@ -32,7 +32,7 @@ async def here() -> AsyncIterator[Replica]:
     here = Replica()
     for name in ("a", "b", "c"):
         here.add(name)
-    await here.refresher.reload(["a", "b", "c"])
+    await here.refresher.memory.reload(["a", "b", "c"])
     here.store.calls.clear()
     running = asyncio.create_task(here.follower.run())
     await here.clock.settle()
@@ -139,7 +139,7 @@ async def test_what_is_heard_while_the_database_answers_is_not_lost() -> None:
     store = TalkativeStore(clock)
     here = Replica(clock=clock, shared_store=store)
     here.add("a")
-    await here.refresher.reload(["a"])
+    await here.refresher.memory.reload(["a"])
 
     def change() -> None:
         here.row("a").tokens = tokens(generation=2)
@@ -155,9 +155,9 @@ async def test_what_is_heard_while_the_database_answers_is_not_lost() -> None:
 
 async def test_memory_ahead_of_the_database_stays(here: Replica) -> None:
     """A token that memory serves before it is stored is not replaced by the older one."""
-    await here.refresher.reload(["a"])
+    await here.refresher.memory.reload(["a"])
     here.row("a").tokens = tokens(generation=2)
-    await here.refresher.reload(["a"])
+    await here.refresher.memory.reload(["a"])
     here.row("a").tokens = tokens(generation=1)
     here.follower.hear("a")
     await here.clock.run(20)
@@ -169,7 +169,7 @@ async def test_many_are_compared_in_batches(here: Replica) -> None:
     names = [f"c{number}" for number in range(2500)]
     for name in names:
         here.add(name)
-    await here.refresher.reload(names)
+    await here.refresher.memory.reload(names)
     here.store.calls.clear()
     for name in names:
         here.row(name).tokens = tokens(generation=2)

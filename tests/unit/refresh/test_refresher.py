@@ -150,7 +150,7 @@ async def test_another_replica_is_sending(told: bool) -> None:  # noqa: FBT001
     assert not ours.done()
     await here.clock.run_until(lambda: bool(there.published))
     if told:
-        await here.refresher.reload(["acme-1"])
+        await here.refresher.memory.reload(["acme-1"])
     await here.clock.run(0.6)
     assert await ours is None
     assert await theirs is None
@@ -184,7 +184,7 @@ async def test_a_refusal_that_memory_did_not_expect_is_looked_into(status: Statu
     """What another replica has stored is read, where the refusal says that there is something."""
     here = Replica()
     row = here.add()
-    await here.refresher.reload(["acme-1"])
+    await here.refresher.memory.reload(["acme-1"])
     row.status = status
     refusal = await here.refresher.refresh(here.wanted())
     assert refusal is not None

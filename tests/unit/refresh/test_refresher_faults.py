@@ -145,7 +145,7 @@ async def test_a_connection_that_is_gone_leaves_memory() -> None:
     """A reply to a connection that was removed meanwhile is dropped with it."""
     here = Replica()
     here.add()
-    await here.refresher.reload(["acme-1"])
+    await here.refresher.memory.reload(["acme-1"])
     here.sender.gate.clear()
     flight = asyncio.create_task(here.refresher.refresh(here.wanted()))
     await here.clock.run(1)

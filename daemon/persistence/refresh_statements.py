@@ -1,0 +1,135 @@
+"""The statements of the refresh protocol. ``refreshes`` says when each runs and why."""
+
+from __future__ import annotations
+
+LOCK_PROVIDERS = """
+SELECT provider, free_at, paused_until, failures, circuit, clock_timestamp() AS now
+FROM provider_state WHERE provider = ANY($1::text[]) ORDER BY provider FOR UPDATE
+"""
+
+STORE_PROVIDER = """
+UPDATE provider_state SET free_at = $2, paused_until = $3, failures = $4, circuit = $5
+WHERE provider = $1
+"""
+
+# One range scan of the due index for each provider: a paused provider's backlog is never read.
+CLAIM_DUE = """
+WITH picked AS (
+    SELECT r.* FROM unnest($1::text[], $2::int[]) AS room (provider, places)
+    CROSS JOIN LATERAL (
+        SELECT connection_id, state, due_at FROM refresh_schedule
+        WHERE provider = room.provider AND due_at <= $3 AND state <> 'sending'
+        ORDER BY due_at LIMIT room.places FOR UPDATE SKIP LOCKED
+    ) r
+)
+UPDATE refresh_schedule s
+SET state = 'sending', owner = $4, epoch = epoch + 1, attempt = gen_random_uuid()::text,
+    take_over_at = clock_timestamp() + $5
+FROM picked WHERE s.connection_id = picked.connection_id
+RETURNING s.connection_id, s.provider, s.attempt, s.failures,
+          picked.state AS state, picked.due_at AS due_at
+"""
+
+LOCK_WANTED = """
+SELECT connection_id, provider, state, due_at, failures, attempt FROM refresh_schedule
+WHERE connection_id = $1 FOR UPDATE
+"""
+
+# Always a statement of its own, after the schedule's row is locked: a join in the locking
+# statement would show the tokens as they were before the wait for that lock, and a spent refresh
+# token would be sent.
+READ_CLAIMED = """
+SELECT c.id AS connection_id, c.status, c.requested_scopes, t.generation, t.access_token,
+       t.refresh_token, t.token_type, t.scopes, t.issued_at, t.expires_at
+FROM connections c JOIN token_sets t ON t.connection_id = c.id
+WHERE c.id = ANY($1::text[])
+"""
+
+# The due time moves to now, so that a vanished owner's claim is found by the due index.
+CLAIM_WANTED = """
+UPDATE refresh_schedule
+SET state = 'sending', owner = $2, epoch = epoch + 1, attempt = gen_random_uuid()::text,
+    take_over_at = clock_timestamp() + $3, due_at = least(coalesce(due_at, $4), $4)
+WHERE connection_id = $1 RETURNING attempt
+"""
+
+# The claim's attempt id is the fence, the generation the second line: a settlement that matches
+# neither writes nothing. A reply may still settle its own attempt after it was taken over. The id
+# stays until the next claim, so that a settlement repeated after a lost answer is recognized. A
+# status that a take-over has changed since the claim is put right whatever ``touches`` says.
+SETTLE = """
+WITH input AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[],
+                         $6::int[], $7::bool[], $8::bytea[], $9::bytea[], $10::text[],
+                         $11::text[], $12::timestamptz[], $13::timestamptz[], $14::text[],
+                         $15::text[], $16::bool[])
+    AS i (id, attempt, generation, state, due_at, failures, has_tokens, access_token,
+          refresh_token, token_type, scopes, issued_at, expires_at, status, last_error, touches)
+), fenced AS (
+    UPDATE refresh_schedule s
+    SET state = i.state, due_at = i.due_at, failures = i.failures, owner = NULL,
+        take_over_at = NULL
+    FROM input i JOIN token_sets t ON t.connection_id = i.id AND t.generation = i.generation
+    WHERE s.connection_id = i.id AND s.attempt = i.attempt
+      AND (s.state = 'sending' OR (s.state = 'in_doubt' AND i.has_tokens))
+    RETURNING s.connection_id, s.attempt
+), stored AS (
+    UPDATE token_sets t
+    SET generation = i.generation + 1, access_token = i.access_token,
+        refresh_token = i.refresh_token, token_type = i.token_type,
+        scopes = string_to_array(i.scopes, ' '), issued_at = i.issued_at,
+        expires_at = i.expires_at, stored_at = $17
+    FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
+    WHERE i.has_tokens AND t.connection_id = i.id AND t.generation = i.generation
+    RETURNING t.connection_id
+), told AS (
+    UPDATE connections c
+    SET status = i.status, last_error = i.last_error::jsonb, updated_at = $17
+    FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
+    WHERE (i.touches OR c.status <> i.status) AND c.id = i.id
+)
+SELECT attempt FROM fenced
+"""
+
+PUT_ASIDE = """
+WITH aside AS (
+    UPDATE refresh_schedule
+    SET state = $4, attempt = NULL, due_at = $2, failures = failures + 1, owner = NULL,
+        take_over_at = NULL
+    WHERE connection_id = $1
+)
+UPDATE connections SET status = 'failing', last_error = $3::text::jsonb, updated_at = now()
+WHERE id = $1
+"""
+
+ABANDONED = """
+SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at,
+       clock_timestamp() - s.take_over_at AS overdue
+FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
+WHERE s.provider = ANY($1::text[]) AND s.due_at <= $2 AND s.state = 'sending'
+  AND s.take_over_at < clock_timestamp()
+LIMIT 500
+"""
+
+# Only at a start: no index for it, and none is missed.
+ABANDONED_BY = """
+SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at,
+       clock_timestamp() - s.take_over_at AS overdue
+FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
+WHERE s.owner = $1 AND s.state = 'sending'
+"""
+
+RECLAIM = """
+UPDATE refresh_schedule
+SET state = 'sending', attempt = $2, owner = $3, epoch = epoch + 1,
+    take_over_at = clock_timestamp() + $4
+WHERE connection_id = $1
+"""
+
+NEXT_DUE = """
+SELECT min(due_at) FROM unnest($1::text[]) AS wanted (provider)
+CROSS JOIN LATERAL (
+    SELECT due_at FROM refresh_schedule
+    WHERE provider = wanted.provider AND due_at > $2 ORDER BY due_at LIMIT 1
+) soonest
+"""
