@@ -17,8 +17,8 @@ from daemon.config.settings import Settings
 from daemon.domain.clock import SystemClock, system_entropy
 from daemon.domain.errors import TokenwardError
 from daemon.telemetry.logs import configure_logging
-from daemon.wiring.assembly import World
 from daemon.wiring.lifecycle import OnStarted, serve
+from daemon.wiring.parts import World
 
 log = structlog.get_logger()
 

@@ -82,7 +82,9 @@ def database_url(value: object) -> str:
     if place.count("@") > 1 or not all(_is_database_host(host) for host in hosts.split(",")):
         raise InvalidValueError(_DATABASE_WORDS)
     try:
-        urlsplit(url)
+        # Each by itself: Python refuses an IPv6 address that stands behind another host.
+        for host in hosts.split(","):
+            urlsplit(f"{scheme}://{place.removesuffix(hosts)}{host}")
     except ValueError:
         raise InvalidValueError(_DATABASE_WORDS) from None
     return url
@@ -92,7 +94,8 @@ def has_password(url: str) -> bool:
     """Tell whether a database URL carries a password."""
     place = url.partition("://")[2].partition("?")[0].partition("/")[0]
     user = place.rpartition("@")[0]
-    return ":" in user or "password" in query_names(url)
+    query = parse_qsl(url.partition("?")[2], keep_blank_values=True)
+    return ":" in user or "password" in dict(query)
 
 
 def _is_database_host(host: str) -> bool:

@@ -6,12 +6,13 @@ would hide those behind it. Each host is therefore tried on its own, the last go
 
 from __future__ import annotations
 
+import re
 import socket
 from asyncio import Transport
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 import orjson
@@ -30,6 +31,7 @@ _CLOSE_SECONDS = 2.0
 # A peer that acknowledges nothing for this long is gone. Without it a host that vanished would
 # hold a statement until the command's own limit, and an idle LISTEN for hours.
 _UNACKNOWLEDGED_MS = 4000
+_AUTHORITY = re.compile(r"([a-z]+://)([^/?]*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +84,18 @@ def single_host_urls(url: str) -> tuple[str, ...]:
 
     Hosts in the query (``?host=a,b``) stay together: asyncpg tries them within one timeout.
     """
-    parts = urlsplit(url)
-    credentials, at, hosts = parts.netloc.rpartition("@")
-    if "," not in hosts:
+    found = _AUTHORITY.match(url)
+    if found is None:
         return (url,)
-    return tuple(
-        urlunsplit(parts._replace(netloc=f"{credentials}{at}{host}")) for host in hosts.split(",")
+    before, authority = found.groups()
+    credentials, at, hosts = authority.rpartition("@")
+    urls = tuple(
+        f"{before}{credentials}{at}{host}{url[found.end() :]}" for host in hosts.split(",")
     )
+    # Only now, one host each: Python refuses an IPv6 address that stands behind another host.
+    for single in urls:
+        urlsplit(single)
+    return urls
 
 
 class Dialer:

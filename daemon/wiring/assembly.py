@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
-from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
-
-from daemon import __version__
-from daemon.catalog.discovery import Discovery
 from daemon.config.settings import Settings
-from daemon.domain.clock import Clock, Entropy
 from daemon.domain.connection import Connection
 from daemon.domain.journal import JournaledReply
 from daemon.domain.provider import Provider
@@ -21,26 +14,9 @@ from daemon.oauth.authorization import Authorizer
 from daemon.oauth.authorization_errors import AuthorizationFailures
 from daemon.oauth.outbound import Outbound
 from daemon.oauth.redirection import Learning, Redirection
-from daemon.oauth.token_endpoint import TokenEndpoint
-from daemon.persistence import keyring as keyrings
-from daemon.persistence import migrations
-from daemon.persistence.authorizations import PostgresAuthorizations
-from daemon.persistence.cipher import TokenCipher
-from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.journal import Journal
-from daemon.persistence.notifications import Notifications, Notifier
-from daemon.persistence.postgres import Database, DatabaseConnection
-from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.refresh import policy
-from daemon.refresh.attempts import Ports
-from daemon.refresh.cache import TokenCache
-from daemon.refresh.follower import Follower
-from daemon.refresh.reading import TokenReader
 from daemon.refresh.recovery import Recovery, Stored
-from daemon.refresh.refresher import Refresher
-from daemon.refresh.scheduler import Scheduler, Sweep
-from daemon.refresh.sending import RefreshRequests
-from daemon.refresh.slots import Slots
 from daemon.sidecar.access import Callers
 from daemon.sidecar.api import ApiParts, create_api_app
 from daemon.sidecar.guard import Guard
@@ -49,162 +25,15 @@ from daemon.sidecar.ops import create_ops_app
 from daemon.sidecar.protocol import Limits
 from daemon.sidecar.public import PublicParts, create_public_app
 from daemon.sidecar.token_route import TokenRoute
-from daemon.telemetry.events import TelemetryEvents
-from daemon.telemetry.metrics import Metrics
-from daemon.telemetry.token_reads import TokenReads
 from daemon.wiring.configuration import Configuration
 from daemon.wiring.health import DaemonHealth
 from daemon.wiring.housekeeping import Housekeeping
+from daemon.wiring.parts import Storage, Telemetry, World
+from daemon.wiring.refreshing import Refreshing
 from daemon.wiring.tasks import Uncut
 
 # A callback's query may be 8 KiB; a longer one is still answered by a page.
 _CALLBACK_LINE = 16 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """What the daemon receives from outside: time and chance."""
-
-    clock: Clock
-    entropy: Entropy
-
-    def chance(self) -> float:
-        """Return a number in [0, 1)."""
-        return int.from_bytes(self.entropy(6), "big") / 2**48
-
-
-class Storage:
-    """The database with everything that reads and writes it."""
-
-    def __init__(
-        self, url: SecretStr, keyring: keyrings.Keyring, world: World, metrics: Metrics
-    ) -> None:
-        self.cipher = TokenCipher(keyring.keys, entropy=world.entropy)
-        self._keyring = keyring
-        self._clock = world.clock
-        self.database = Database(
-            url,
-            clock=world.clock,
-            entropy=world.entropy,
-            on_state=lambda up: metrics.set_database_up(is_up=up),
-            prepare=self._prepare,
-        )
-        self.connections = PostgresConnections(self.database, self.cipher)
-        self.refreshes = PostgresRefreshes(self.database, self.cipher)
-        self.authorizations = PostgresAuthorizations(
-            self.database, self.cipher, self.connections, world.clock
-        )
-
-    async def _prepare(self, connection: DatabaseConnection) -> None:
-        """Bring a database that was just reached to this version, and check the keys."""
-        await migrations.migrate(connection, migrations.bundled(), clock=self._clock)
-        await keyrings.verify(connection, self._keyring, self.cipher)
-
-
-class Telemetry:
-    """Metrics and events on one registry."""
-
-    def __init__(self, configuration: Configuration, world: World) -> None:
-        self.registry = CollectorRegistry()
-        names = list(configuration.settings.providers)
-        self.metrics = Metrics(
-            self.registry, providers=names, clock=world.clock, version=__version__
-        )
-        self.reads = TokenReads(self.registry, providers=names)
-        self.events = TelemetryEvents(self.metrics)
-
-
-class Refreshing:
-    """The refresh protocol, its cache, and what keeps both true."""
-
-    def __init__(
-        self,
-        configuration: Configuration,
-        *,
-        storage: Storage,
-        outbound: Outbound,
-        journal: Journal,
-        telemetry: Telemetry,
-        world: World,
-    ) -> None:
-        self.owner = journal.owner
-        self.journal = journal
-        clock, entropy = world.clock, world.entropy
-        self.cache = TokenCache()
-        self.notifier = Notifier(storage.database, clock=clock, entropy=entropy)
-        self.discovery = Discovery(session=outbound, clock=clock)
-        self.token_endpoint = TokenEndpoint(session=outbound, clock=clock)
-        self.slots = Slots(
-            total=lambda: configuration.settings.refresh.concurrency,
-            at_provider=configuration.concurrency_of,
-        )
-        self.refresher = Refresher(
-            Ports(
-                store=storage.refreshes,
-                tokens=storage.connections,
-                providers=configuration,
-                sender=RefreshRequests(
-                    self.token_endpoint,
-                    self.discovery,
-                    in_flight=telemetry.metrics.refresh_in_flight,
-                ),
-                journal=journal,
-                publisher=self,
-                events=telemetry.events,
-                clock=clock,
-                chance=world.chance,
-            ),
-            cache=self.cache,
-            slots=self.slots,
-            settings=lambda: configuration.settings.refresh,
-            owner=self.owner,
-            on_schedule=self._expect,
-        )
-        self.scheduler = Scheduler(
-            Sweep(
-                store=storage.refreshes,
-                publisher=self,
-                clock=clock,
-                chance=world.chance,
-                owner=self.owner,
-            ),
-            refresher=self.refresher,
-            slots=self.slots,
-            providers=configuration.providers,
-        )
-        self.follower = Follower(
-            self.cache,
-            storage.connections,
-            clock=clock,
-            listening=lambda: self.notifications.up,
-        )
-        self.notifications = Notifications(
-            storage.database,
-            clock=clock,
-            entropy=entropy,
-            on_state=lambda up: telemetry.metrics.set_notification_listener_up(is_up=up),
-            on_listening=self.follower.doubt_everything,
-        )
-        self.notifications.subscribe(self._hear)
-        self.reader = TokenReader(
-            self.cache,
-            self.refresher,
-            configuration,
-            clock=clock,
-            settings=lambda: configuration.settings.refresh,
-        )
-
-    def publish(self, connection_id: str) -> None:
-        """Tell the other replicas that a connection changed."""
-        self.notifier.publish(f"{self.owner} {connection_id}")
-
-    def _expect(self, seconds: float) -> None:
-        self.scheduler.expect(seconds)
-
-    def _hear(self, item: str) -> None:
-        owner, _, connection_id = item.partition(" ")
-        if owner != self.owner:
-            self.follower.hear(connection_id)
 
 
 class Daemon:

@@ -26,8 +26,9 @@ from daemon.persistence.journal import Journal
 from daemon.persistence.keyring import open_keyring
 from daemon.sidecar.access import Callers
 from daemon.telemetry.logs import LogPipeline
-from daemon.wiring.assembly import Daemon, Storage, Telemetry, World
+from daemon.wiring.assembly import Daemon
 from daemon.wiring.configuration import Configuration
+from daemon.wiring.parts import Storage, Telemetry, World
 from daemon.wiring.reloading import Reloading, callers_of, warn
 
 log = structlog.get_logger()

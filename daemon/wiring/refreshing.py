@@ -1,0 +1,112 @@
+"""Joins the refresh protocol's parts: store, journal, sender, cache, sweep, notifications."""
+
+from __future__ import annotations
+
+from daemon.catalog.discovery import Discovery
+from daemon.oauth.outbound import Outbound
+from daemon.oauth.token_endpoint import TokenEndpoint
+from daemon.persistence.journal import Journal
+from daemon.persistence.notifications import Notifications, Notifier
+from daemon.refresh.attempts import Ports
+from daemon.refresh.cache import TokenCache
+from daemon.refresh.follower import Follower
+from daemon.refresh.reading import TokenReader
+from daemon.refresh.refresher import Refresher
+from daemon.refresh.scheduler import Scheduler, Sweep
+from daemon.refresh.sending import RefreshRequests
+from daemon.refresh.slots import Slots
+from daemon.wiring.configuration import Configuration
+from daemon.wiring.parts import Storage, Telemetry, World
+
+
+class Refreshing:
+    """The refresh protocol, its cache, and what keeps both true."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        storage: Storage,
+        outbound: Outbound,
+        journal: Journal,
+        telemetry: Telemetry,
+        world: World,
+    ) -> None:
+        self.owner = journal.owner
+        self.journal = journal
+        clock, entropy = world.clock, world.entropy
+        self.cache = TokenCache()
+        self.notifier = Notifier(storage.database, clock=clock, entropy=entropy)
+        self.discovery = Discovery(session=outbound, clock=clock)
+        self.token_endpoint = TokenEndpoint(session=outbound, clock=clock)
+        self.slots = Slots(
+            total=lambda: configuration.settings.refresh.concurrency,
+            at_provider=configuration.concurrency_of,
+        )
+        self.refresher = Refresher(
+            Ports(
+                store=storage.refreshes,
+                tokens=storage.connections,
+                providers=configuration,
+                sender=RefreshRequests(
+                    self.token_endpoint,
+                    self.discovery,
+                    in_flight=telemetry.metrics.refresh_in_flight,
+                ),
+                journal=journal,
+                publisher=self,
+                events=telemetry.events,
+                clock=clock,
+                chance=world.chance,
+            ),
+            cache=self.cache,
+            slots=self.slots,
+            settings=lambda: configuration.settings.refresh,
+            owner=self.owner,
+            on_schedule=self._expect,
+        )
+        self.scheduler = Scheduler(
+            Sweep(
+                store=storage.refreshes,
+                publisher=self,
+                clock=clock,
+                chance=world.chance,
+                owner=self.owner,
+            ),
+            refresher=self.refresher,
+            slots=self.slots,
+            providers=configuration.providers,
+        )
+        self.follower = Follower(
+            self.cache,
+            storage.connections,
+            clock=clock,
+            listening=lambda: self.notifications.up,
+        )
+        self.notifications = Notifications(
+            storage.database,
+            clock=clock,
+            entropy=entropy,
+            on_state=lambda up: telemetry.metrics.set_notification_listener_up(is_up=up),
+            on_listening=self.follower.doubt_everything,
+        )
+        self.notifications.subscribe(self._hear)
+        self.reader = TokenReader(
+            self.cache,
+            self.refresher,
+            configuration,
+            clock=clock,
+            settings=lambda: configuration.settings.refresh,
+        )
+
+    def publish(self, connection_id: str) -> None:
+        """Tell the other replicas that a connection changed."""
+        self.notifier.publish(f"{self.owner} {connection_id}")
+
+    def _expect(self, seconds: float) -> None:
+        self.scheduler.expect(seconds)
+
+    def _hear(self, item: str) -> None:
+        owner, _, connection_id = item.partition(" ")
+        if owner != self.owner:
+            self.follower.hear(connection_id)
