@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from bench.paired import Report
 _PAIRS, _PAIRS_SHORT = 12, 3
 _SECONDS, _SECONDS_SHORT = 0.4, 0.2
 _BATCH, _BATCH_SHORT = 2000, 500
+_QUIET = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ def _measurements(options: _Options) -> dict[str, Callable[[Path], Awaitable[Rep
 
 async def _run(options: _Options, only: list[str]) -> bool:
     all_met = True
+    _warn_of_others()
     for name, measure in _measurements(options).items():
         if only and name not in only:
             continue
@@ -55,6 +58,15 @@ async def _run(options: _Options, only: list[str]) -> bool:
         report.show()
         all_met &= all(goal.met for goal in report.goals)
     return all_met
+
+
+def _warn_of_others() -> None:
+    load = os.getloadavg()[0]
+    if load > _QUIET:
+        print(
+            f"This machine is busy with something else (load {load:.1f}): rates and latencies are "
+            "of little use, ratios and CPU of some."
+        )
 
 
 def main() -> int:

@@ -83,6 +83,7 @@ def _rows(place: str, rounds: dict[str, list[Round]]) -> list[dict[str, str | fl
             | {
                 "our rate ÷ its": "" if is_own else str(found.rate),
                 "our CPU ÷ its": "" if is_own else str(found.cpu),
+                "our p99 ÷ its": "" if is_own else str(found.p99),
             }
         )
     return rows

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,7 +117,8 @@ async def test_demo_from_start_to_token(demonstration: Demonstration) -> None:
         assert (status, "Authorization completed" in page) == (200, True)
         await demonstration.says("Connected")
         assert re.fullmatch(r"\S{20,}\n", await demonstration.type(suggested))
-        assert '"access_token"' in await demonstration.type(" ".join(("command", *curl)))
+        if shutil.which("curl"):  # a fresh Debian has none, and nothing else here needs it
+            assert '"access_token"' in await demonstration.type(" ".join(("command", *curl)))
         await demonstration.says("Refreshed: this is token number 3")
     finally:
         code = await demonstration.stop()

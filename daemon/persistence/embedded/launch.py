@@ -16,11 +16,14 @@ from pathlib import Path
 _CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_DAC_OVERRIDE = 1
 _CAP_DAC_READ_SEARCH = 2
+_CAP_SETPCAP = 8
 
 EXIT_REFUSED = 126
 """What the shell answers for "found, but cannot be run": here, the identity cannot be taken."""
@@ -88,11 +91,21 @@ def _become_searching_account(uid: int, gid: int) -> None:
         raise PermissionError("neither CAP_DAC_READ_SEARCH nor CAP_DAC_OVERRIDE is held")
     _call("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0)
     _become_account(uid, gid)
+    if held >> _CAP_SETPCAP & 1:
+        # PostgreSQL asks access(2) about its own programs, which counts a user's capabilities
+        # only with this bit. It matters where the programs, too, lie in root's home.
+        _hold(1 << kept | 1 << _CAP_SETPCAP)
+        _call("prctl", _PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+    _hold(1 << kept)
+    _call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, kept, 0, 0)
+
+
+def _hold(capabilities: int) -> None:
+    """Have these capabilities and no others."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     # Effective, permitted and inheritable; then the same for capabilities from 32 upwards.
-    sets = (ctypes.c_uint32 * 6)(1 << kept, 1 << kept, 1 << kept, 0, 0, 0)
+    sets = (ctypes.c_uint32 * 6)(capabilities, capabilities, capabilities, 0, 0, 0)
     _call("capset", header, sets)
-    _call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, kept, 0, 0)
 
 
 def _effective_capabilities() -> int:
