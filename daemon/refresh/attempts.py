@@ -111,9 +111,15 @@ class Attempts:
             )
             asked = not _is_our_own_fault(outcome)
             sent = Sent(at=sent_at, duration=clock.boottime() - began, asked=asked)
+        # Tokens are stored before anything else. Without any, the fleet hears first of an outage or
+        # a Retry-After, so that nobody else sends meanwhile.
+        brings_token = outcome.granted is not None or outcome.salvaged_refresh_token is not None
+        learns_first = sent.asked and not brings_token
+        if learns_first:
+            await self._learn(claim, outcome)
         await self.conclude(claim, provider, outcome, sent=sent)
         await self._ports.journal.settled(claim.attempt)
-        if sent.asked:
+        if sent.asked and not learns_first:
             await self._learn(claim, outcome)
 
     async def _send(

@@ -171,27 +171,15 @@ class Refresher:
         clock = self._ports.clock
         give_up = clock.boottime() + self._settings().request_timeout.total_seconds()
         await self._recovered.wait()
-        await self._slots.take(wanted.provider)
-        try:
-            return await self._pursue(wanted, give_up)
-        finally:
-            self._slots.give(wanted.provider)
-            self._on_schedule(0.0)
-
-    async def _pursue(self, wanted: Wanted, give_up: float) -> Refusal | None:
-        clock = self._ports.clock
         while not self._closing:
             changed = self._cache.changed(wanted.connection_id)
-            since = clock.boottime()
             try:
-                answer = await self._ports.store.claim(
-                    wanted, owner=self._owner, hold=self.hold, now=clock.now()
-                )
-                if isinstance(answer, Claim):
-                    await self.attempts.run(answer, since)
+                answer = await self._try(wanted)
+                if answer is None:
                     return None
                 if clock.boottime() >= give_up:
                     return await self._refused(answer)
+                # Whoever waits here holds no place: it is for those who can send.
                 if answer.reason is RefusalReason.SENDING:
                     await self._first_of(changed, _LOOK_AGAIN)
                 elif not await self._waited_for_a_slot(answer, wanted.provider):
@@ -199,6 +187,26 @@ class Refresher:
             finally:
                 changed.cancel()
         return Refusal(connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED)
+
+    async def _try(self, wanted: Wanted) -> Refusal | None:
+        """Take a place, claim, and run the attempt; or return why there is no claim."""
+        await self._slots.take(wanted.provider)
+        try:
+            if self._closing:
+                return Refusal(
+                    connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED
+                )
+            since = self._ports.clock.boottime()
+            answer = await self._ports.store.claim(
+                wanted, owner=self._owner, hold=self.hold, now=self._ports.clock.now()
+            )
+            if isinstance(answer, Refusal):
+                return answer
+            await self.attempts.run(answer, since)
+            return None
+        finally:
+            self._slots.give(wanted.provider)
+            self._on_schedule(0.0)
 
     async def _waited_for_a_slot(self, answer: Refusal, provider: str) -> bool:
         """Wait for the provider's next free slot, where the rate alone is in the way.

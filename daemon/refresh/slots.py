@@ -1,6 +1,8 @@
 """Limits in flight: so many refreshes in this process, so many of them at one provider.
 
 Callers who wait come before whatever the sweep would start, so a backlog never delays a person.
+Each provider with nothing in flight has a place kept back for it, so that however many providers
+hang, the others go on.
 """
 
 from __future__ import annotations
@@ -14,9 +16,16 @@ from itertools import count
 class Slots:
     """Places for refreshes in flight. Not thread-safe: one event loop."""
 
-    def __init__(self, *, total: Callable[[], int], at_provider: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        *,
+        total: Callable[[], int],
+        at_provider: Callable[[str], int],
+        providers: Callable[[], int] = lambda: 1,
+    ) -> None:
         self._total = total
         self._at_provider = at_provider
+        self._providers = providers
         self._used: Counter[str] = Counter()
         # A line for each provider, so that a long one costs nothing at each place given back. The
         # numbers are the order of arrival over all lines.
@@ -62,9 +71,15 @@ class Slots:
                 place.set_result(None)
 
     def _room(self, provider: str) -> int:
-        return min(
-            self._total() - self._used.total(), self._at_provider(provider) - self._used[provider]
-        )
+        total = self._total()
+        left = total - self._used.total() - self._kept_back(provider, total)
+        return min(left, self._at_provider(provider) - self._used[provider])
+
+    def _kept_back(self, provider: str, total: int) -> int:
+        """Return the places that are for providers with nothing in flight, at most half of all."""
+        busy = sum(used > 0 for used in self._used.values())
+        idle = self._providers() - busy - (self._used[provider] == 0)
+        return min(max(idle, 0), total // 2)
 
     def _next(self) -> tuple[str, asyncio.Future[None]] | None:
         """Return who has waited longest of those who may start."""

@@ -193,7 +193,7 @@ def ensure_api_key(state_dir: Path, entropy: Entropy) -> tuple[Caller, Path]:
         message = f"cannot keep the API key in {path}: {error.strerror}"
         raise ConfigurationError([Finding("state_dir", message)]) from error
     caller = Caller(
-        name="api-key",
+        name="tokenward",
         key_sha256=hashlib.sha256(key.encode()).digest(),
         connections=("*",),
         permissions=_ALL_PERMISSIONS,

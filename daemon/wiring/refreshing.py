@@ -42,6 +42,7 @@ class Refreshing:
         self.slots = Slots(
             total=lambda: configuration.settings.refresh.concurrency,
             at_provider=configuration.concurrency_of,
+            providers=lambda: len(configuration.settings.providers),
         )
         self.refresher = Refresher(
             Ports(

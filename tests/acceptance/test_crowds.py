@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import pytest
 from aiohttp import ClientSession, TCPConnector, TraceConfig
 
 from tests.support.polling import eventually
@@ -19,10 +20,14 @@ EXPIRED = {
 }
 
 
-async def test_a_hanging_provider_delays_nobody_else(daemon: Tokenward) -> None:
-    """While every place at one provider hangs, another's callers get their first tokens."""
+@pytest.mark.parametrize(("places", "hanging"), [(64, 8), (8, 7)])
+async def test_a_hanging_provider_delays_nobody_else(
+    daemon: Tokenward, places: int, hanging: int
+) -> None:
+    """While all it can take hangs at one provider, another's callers get their first tokens."""
     async with TokenServer() as slow, TokenServer() as fast:
         slow.answer = writes_then_waits(b"")
+        daemon.settings["refresh"] = {"concurrency": places}
         daemon.settings["providers"] = {
             "slow": slow.provider(rate="1000/s"),
             "fast": fast.provider(),
@@ -34,9 +39,9 @@ async def test_a_hanging_provider_delays_nobody_else(daemon: Tokenward) -> None:
 
             async def all_places_hang() -> bool:
                 metrics = await daemon.metrics()
-                return metrics['tokenward_refreshes_in_flight{provider="slow"}'] == 8
+                return metrics['tokenward_refreshes_in_flight{provider="slow"}'] == hanging
 
-            await eventually(all_places_hang, what="8 hanging requests")
+            await eventually(all_places_hang, what="the hanging requests")
             for number in range(8):
                 await daemon.create("fast", id=f"fast-{number}", tokens=EXPIRED)
                 assert (await daemon.token(f"fast-{number}")).status == 200

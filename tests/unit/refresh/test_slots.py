@@ -137,3 +137,19 @@ async def test_many_wait() -> None:
     await asyncio.gather(*tasks)
     assert served == sorted(served)
     assert len(served) == 10_000
+
+
+def test_one_provider_cannot_take_every_place() -> None:
+    """A place stays for each provider with nothing in flight, of half of the places at most."""
+    slots = Slots(total=lambda: 8, at_provider=lambda _: 8, providers=lambda: 3)
+    assert slots.free("slow") == 6
+    slots.take_now("slow", 6)
+    assert slots.free("slow") == 0
+    assert slots.free("fast") == 1
+    slots.take_now("fast", 1)
+    assert (slots.free("slow"), slots.free("fast"), slots.free("third")) == (0, 0, 1)
+    slots.take_now("third", 1)
+    slots.give("fast")
+    assert (slots.free("slow"), slots.free("fast")) == (0, 1)
+    many = Slots(total=lambda: 4, at_provider=lambda _: 8, providers=lambda: 100)
+    assert many.free("any") == 2
