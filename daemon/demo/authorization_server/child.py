@@ -122,6 +122,8 @@ class LineChild:
                 " when the machine is less busy."
             ) from None
         if event is None:
+            # The next command has nothing to wait for either.
+            self._replies.put(None)
             raise self._ended()
         if event.name != name:
             raise AuthorizationServerError(
