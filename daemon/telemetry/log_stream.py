@@ -11,7 +11,7 @@ import select
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import RLock, Thread
+from threading import Event, RLock, Thread
 from typing import TextIO
 
 LIMIT = 4 * 1024 * 1024
@@ -19,6 +19,8 @@ LIMIT = 4 * 1024 * 1024
 
 # One system call's worth, a pipe's usual capacity.
 _BATCH = 64 * 1024
+# How long a line waits for others to be written with it.
+_GATHER_SECONDS = 0.005
 
 
 class LogStream:
@@ -39,6 +41,7 @@ class LogStream:
         self._dropped = 0
         self._told = 0
         self._closed = False
+        self._closing = Event()
         self._thread = Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
@@ -65,6 +68,7 @@ class LogStream:
                 return
             self._closed = True
         self._queue.put(None)
+        self._closing.set()
         self._thread.join(timeout)
         with self._lock:
             self._dropped += self._waiting_lines
@@ -83,6 +87,9 @@ class LogStream:
         batch: list[str] = []
         size = 0
         line = self._queue.get()
+        if line is not None:
+            # Waking this thread costs whoever logs as much as the rest of its line.
+            self._closing.wait(_GATHER_SECONDS)
         with suppress(Empty):
             while line is not None:
                 batch.append(line)

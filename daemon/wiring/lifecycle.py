@@ -40,6 +40,7 @@ _GRACE = 70.0
 _OPEN_FILES = 16_384
 # Entries read into memory at the start: all of a sidecar's, and quick for a large database.
 _WARM = 10_000
+_YOUNG_OBJECTS = 10_000
 
 # How long the start waits for the journal's replies to be stored. It goes on in the background.
 _RECOVERY = 10.0
@@ -226,6 +227,8 @@ async def _finish_start(daemon: Daemon, on_started: OnStarted | None) -> None:
     # What the start has built lives as long as the process: no need to look at it again.
     gc.collect()
     gc.freeze()
+    # A refresh makes some thousand short-lived objects: looked at every 700, most are in use.
+    gc.set_threshold(_YOUNG_OBJECTS)
     daemon.refreshing.scheduler.wake()
     daemon.health.has_started()
     log.info("started", providers=len(daemon.settings.providers))
