@@ -25,6 +25,7 @@ from daemon.domain.clock import system_entropy
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.segments import Kind, scan, segment_files
 from tests.support.oidc_provider import OidcProvider
+from tests.support.polling import eventually
 from tests.support.server_events import digest
 from tests.support.tokenward import Tokenward
 
@@ -99,15 +100,17 @@ class KillCampaign:
 
     async def _balance(self, server: OidcProvider) -> None:
         # A request that had left may still be at the server: its end belongs to this kill.
-        await asyncio.sleep(0.05)
+        await eventually(lambda: is_idle(server), what="the end of the server's requests")
+        # What the next process does by itself must not be mistaken for what this one lost.
+        followed_by = successors(server)
         safe = self._journalled()
         before = await self._stored()
         await self._daemon.start()
         after = await self._stored()
-        followed_by = successors(server)
-        for name in list(self._names):
-            current = after[name]
-            self.report.recovered += before[name] != current
+        self.report.recovered += sum(
+            before[name] in followed_by and before[name] != after[name] for name in before
+        )
+        for name, current in after.items():
             newer = followed_by.get(current)
             if newer is None:
                 continue
@@ -115,7 +118,8 @@ class KillCampaign:
                 self.report.lost.add(newer)
             else:
                 self.report.lost_on_the_wire.add(current)
-            self._names.remove(name)
+            if name in self._names:
+                self._names.remove(name)
 
     async def _hammer(self, name: str) -> None:
         """Ask for something newer, again and again, as a caller with a 401 does."""
@@ -201,6 +205,12 @@ class KillCampaign:
                 }
             },
         }
+
+
+async def is_idle(server: OidcProvider) -> bool:
+    """Tell whether every request that has arrived has come to its end."""
+    arrived = len(server.events("token_request.received"))
+    return len(server.events("token_request.ended", "token_request.incomplete")) >= arrived
 
 
 def successors(server: OidcProvider) -> dict[str, str]:
