@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tests.support.tokenward import Tokenward, connect
 from tests.support.wire import Wire
 
 KEY = "A" * 43 + "="
+# Nothing becomes due by itself while the tests look.
+HOUR = timedelta(hours=1)
 
 
 def settings_for(server: OidcProvider, wire_url: str) -> dict[str, Any]:
@@ -61,7 +64,9 @@ async def test_a_refresh_reply_survives_a_kill_while_the_database_is_away(
     """Received, journalled, killed: the next start stores it, and no token is sent twice."""
     daemon = Tokenward(tmp_path)
     async with Wire(database_url) as wire:
-        with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
+        with OidcProvider(
+            redirect_uris=[daemon.redirect_uri], access_token_lifetime=HOUR
+        ) as server:
             daemon.settings.update(settings_for(server, wire.url))
             async with daemon:
                 created = await daemon.create("acme", id="acme-1")
@@ -93,7 +98,9 @@ async def test_an_exchange_reply_survives_a_kill_while_the_database_is_away(
     """The person need not come back: the connection is active after the next start."""
     daemon = Tokenward(tmp_path)
     async with Wire(database_url) as wire:
-        with OidcProvider(redirect_uris=[daemon.redirect_uri]) as server:
+        with OidcProvider(
+            redirect_uris=[daemon.redirect_uri], access_token_lifetime=HOUR
+        ) as server:
             daemon.settings.update(settings_for(server, wire.url))
             async with daemon:
                 created = await daemon.create("acme", id="acme-1")
