@@ -178,9 +178,9 @@ def _generated(path: Path) -> Keyring:
         warning=(
             f"tokens are encrypted with a key generated in {path}: whoever copies the state "
             f"directory has both. For production run 'tokenward keys generate', keep the result "
-            f"in a secret store, and set encryption.keys to it, followed by "
-            f"{{id: {key.id}, secret: {{file: {path}}}}} for what is encrypted already; every "
-            f"replica needs the same keys"
+            f"in a secret store, and make it the first of encryption.keys. The second is the "
+            f"generated one, for what is encrypted already: its id is {key.id} and its file that "
+            f"one. Every replica needs the same keys"
         ),
     )
 

@@ -130,7 +130,10 @@ def _problem_of_http(error: web.HTTPException) -> Problem:
     match error:
         case web.HTTPNotFound():
             return Problem(
-                404, "not_found", "There is no such route here. See GET /openapi.json for all."
+                404,
+                "not_found",
+                "There is no such route on this listener. Compare method and path with the table "
+                "of routes in the documentation.",
             )
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
