@@ -127,6 +127,23 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """Where events are delivered, signed with ``secret`` (Standard Webhooks, 24 to 64 bytes)."""
+
+    url: str
+    secret: bytes = field(repr=False)
+    allow_private_hosts: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSettings:
+    """The history of connections. ``retention`` is how long an event is kept."""
+
+    webhook: Webhook | None = None
+    retention: timedelta = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole configuration."""
 
@@ -139,6 +156,7 @@ class Settings:
     callers: tuple[Caller, ...] = ()
     refresh: Refresh = Refresh()
     log: Log = Log()
+    events: EventSettings = EventSettings()
     providers: Mapping[str, Provider] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

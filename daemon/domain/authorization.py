@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol
 
+from daemon.domain.account import Account
 from daemon.domain.connection import Connection
 from daemon.domain.tokens import TokenSet
 
@@ -33,7 +35,8 @@ class PendingAuthorization:
     ``issuer`` and ``token_endpoint`` are pinned when it starts, so a code can only ever go where
     this transaction was aimed at (RFC 9700 4.4). ``browser_hash`` is the SHA-256 of the binding
     cookie. ``redirect_uri`` is repeated byte for byte in the token request (RFC 6749 4.1.3).
-    ``generation`` is the connection's at the moment the transaction was consumed.
+    ``fields`` are the connection's from now on, should it succeed. ``generation`` and ``epoch``
+    are the connection's at the moment the transaction was consumed.
     """
 
     state_hash: bytes = field(repr=False)
@@ -47,7 +50,64 @@ class PendingAuthorization:
     scopes: tuple[str, ...]
     return_url: str | None
     expires_at: datetime
+    fields: Mapping[str, str] = field(default_factory=dict)
     generation: int = 0
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a completed authorization is to store.
+
+    ``account`` is ``None`` where nothing was learned of it (a replay after a restart, a provider
+    without ``account_id``, ``label`` and ``test``). ``epoch`` is the connection's when the code
+    was spent: a disconnect since then wins. ``only_after`` makes it conditional on the
+    connection's generation. ``may_merge`` tells of a connection id whether the caller on whose
+    behalf this happens may see it: another caller's connection is never merged into.
+    """
+
+    connection_id: str
+    tokens: TokenSet = field(repr=False)
+    due_at: datetime | None
+    fields: Mapping[str, str] | None = None
+    account: Account | None = None
+    epoch: int | None = None
+    only_after: int | None = None
+    may_merge: Callable[[str], bool] = field(default=lambda _: True, repr=False)
+
+
+class NotStoredReason(StrEnum):
+    """Why a completed authorization was not stored."""
+
+    GONE = "gone"
+    """There is no such connection any more."""
+    DISCONNECTED = "disconnected"
+    """It was disconnected while the person authorized it."""
+    SUPERSEDED = "superseded"
+    """``only_after`` is not its generation."""
+    OTHER_ACCOUNT = "other_account"
+    """A reconnect came back as somebody else."""
+    CONNECTED_ELSEWHERE = "connected_elsewhere"
+    """The account belongs to a connection that this caller may not see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotStored:
+    """A completion that was refused; its tokens are queued for revocation, but when SUPERSEDED.
+
+    ``expected`` is the label or account id that was expected, for ``OTHER_ACCOUNT``.
+    """
+
+    reason: NotStoredReason
+    expected: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAuthorization:
+    """A completion that was stored. ``merged`` is the id that gave way to ``connection``."""
+
+    connection: Connection
+    merged: str | None = None
 
 
 class AuthorizationStore(Protocol):
@@ -67,20 +127,14 @@ class AuthorizationStore(Protocol):
     async def consume(self, state_hash: bytes) -> PendingAuthorization | None:
         """Remove and return a transaction, expired or not: of many who ask, one receives it."""
 
-    async def complete(
-        self,
-        connection_id: str,
-        tokens: TokenSet,
-        *,
-        due_at: datetime | None,
-        only_after: int | None = None,
-    ) -> Connection | None:
+    async def complete(self, completion: Completion) -> StoredAuthorization | NotStored:
         """Store the tokens of a completed authorization in one transaction.
 
         Sets the connection ``active`` with the generation above its stored one (that of
-        ``tokens`` is ignored), clears its last error, schedules its refresh and removes its
-        tickets. Returns the connection, or ``None`` where it is gone, or where ``only_after`` is
-        given and is not its generation.
+        ``tokens`` is ignored), clears its last error, keeps what was learned of its account,
+        schedules refresh and test, removes its tickets and records ``connection.authorized``.
+        Where another connection of the provider has the account already, that one receives all
+        of it and this one gives way. What is replaced or refused is queued for revocation.
         """
 
     async def prune(self, *, now: datetime) -> Sequence[str]:

@@ -42,8 +42,27 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TestResult:
+    """How the provider's test request went. ``status`` is the HTTP status, where there was one.
+
+    ``error`` is ``None`` exactly where ``ok``; it is a code and a sentence safe to show.
+    """
+
+    __test__ = False  # not a test of ours
+
+    ok: bool
+    status: int | None
+    checked_at: datetime
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """A connection without its tokens: what may be shown. All times are aware UTC."""
+    """A connection without its tokens: what may be shown. All times are aware UTC.
+
+    ``reply_values`` are values of the provider's replies that templates need, by full name
+    (``token.instance_url``); they are never shown.
+    """
 
     id: str
     provider: str
@@ -67,6 +86,8 @@ class Connection:
     updated_at: datetime
     return_url: str | None = None
     created_by: str = ""
+    reply_values: Mapping[str, str] = field(default_factory=dict, repr=False)
+    last_test: TestResult | None = None
 
 
 def is_connection_id(text: str) -> bool:

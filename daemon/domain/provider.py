@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from enum import StrEnum
 
 from jmespath.parser import ParsedResult
 from pydantic import SecretStr
+
+from daemon.domain.fields import Field
+from daemon.domain.templates import Template, TemplateError, parse_url_template, render_url
+
+# A JSON value whose texts are templates: what a test request or a proxied body is made of.
+BodyTemplate = (
+    Template | bool | int | float | None | list["BodyTemplate"] | dict[str, "BodyTemplate"]
+)
 
 
 class Grant(StrEnum):
@@ -55,11 +63,77 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints:
-    """Absolute URLs of a provider. ``None`` means not configured (discovery may fill it in)."""
+    """Absolute URLs of a provider. ``None`` means not configured (discovery may fill it in).
+
+    As configured they may hold ``{field}``; ``provider_for`` puts a connection's values in.
+    """
 
     authorization: str | None = None
     token: str | None = None
     refresh: str | None = None
+    revocation: str | None = None
+    introspection: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestRequest:
+    """The request that tells whether a token works, and whose it is.
+
+    Exactly one of ``path`` (below ``api_base_url``) and ``url`` is set. ``expect`` must be truthy
+    for the reply to count as good. ``interval`` is how often each connection is tested by itself
+    (``None``: never); ``only_unexpiring`` limits that to tokens without an expiry, whose end
+    nothing else would tell.
+    """
+
+    __test__ = False  # not a test of ours
+
+    method: str = "GET"
+    path: Template | None = None
+    url: Template | None = None
+    headers: Mapping[str, Template] = field(default_factory=dict)
+    query: Mapping[str, Template] = field(default_factory=dict)
+    body: BodyTemplate = None
+    expect: ParsedResult | None = None
+    interval: timedelta | None = timedelta(hours=24)
+    only_unexpiring: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestValues:
+    """What is put on every proxied request. ``body`` is merged into JSON objects and forms."""
+
+    headers: Mapping[str, Template] = field(default_factory=dict)
+    query: Mapping[str, Template] = field(default_factory=dict)
+    body: Mapping[str, BodyTemplate] = field(default_factory=dict)
+
+
+class RevocationAuthentication(StrEnum):
+    """Who a revocation request says it comes from."""
+
+    CLIENT = "client"
+    """As at the token endpoint (RFC 7009 2.1)."""
+    BEARER = "bearer"
+    """The token itself is the credential."""
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevocationRequest:
+    """How a token is revoked; the defaults are RFC 7009's.
+
+    ``tokens`` are the types to revoke, in order (``token_type_hint`` values). ``token_param`` is
+    the member that holds the token; ``None`` where it goes only into the ``Authorization`` header.
+    ``sends_hint`` adds ``token_type_hint``. With GET and DELETE in ``form`` the parameters stand in
+    the query, as some providers demand.
+    """
+
+    method: str = "POST"
+    format: RequestFormat = RequestFormat.FORM
+    authentication: RevocationAuthentication = RevocationAuthentication.CLIENT
+    token_param: str | None = "token"
+    sends_hint: bool = True
+    tokens: tuple[str, ...] = ("refresh_token", "access_token")
+    params: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +144,12 @@ class Provider:
     in flight in this process; ``default_lifetime`` holds where a reply has no usable
     ``expires_in``; ``requires_iss`` tells that the server's metadata promises ``iss`` in every
     authorization response (RFC 9207 3); ``token_response`` maps an RFC 6749 5.1 member name to the
-    selector that finds it in this provider's replies.
+    selector that finds it in this provider's replies. ``tokens_never_expire`` says that an access
+    token without ``expires_in`` is good until it is revoked (``default_lifetime: never``).
+    ``allowed_hosts`` are exact names, or begin with one ``*.``, in lower case; empty where the
+    provider has no API configured. ``reply_names`` are the names (``token.instance_url``,
+    ``me.id``, …) whose values are kept with a connection, because a template of ``api_base_url``,
+    ``test`` or ``request`` needs them later.
     """
 
     name: str
@@ -90,6 +169,57 @@ class Provider:
     token_request_format: RequestFormat = RequestFormat.FORM
     token_response: Mapping[str, ParsedResult] = field(default_factory=dict)
     default_lifetime: timedelta | None = None
+    tokens_never_expire: bool = False
     rotation: Rotation = Rotation()
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    api_base_url: Template | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allow_private_hosts: bool = False
+    test: TestRequest | None = None
+    label: Template | None = None
+    label_mask: bool = False
+    account_id: ParsedResult | None = None
+    request: RequestValues = RequestValues()
+    revocation_request: RevocationRequest = RevocationRequest()
+    reply_names: frozenset[str] = frozenset()
     concurrency: int = 8
     rate: float = 10.0
+
+
+def provider_for(provider: Provider, values: Mapping[str, str]) -> Provider:
+    """Return ``provider`` with a connection's field values in its issuer and endpoints.
+
+    ``values`` are by field name. A provider without ``{field}`` in these is returned as it is.
+
+    Raises:
+        TemplateError: a field that a URL needs has no value, or one that may not stand there.
+    """
+    endpoints = provider.endpoints
+    urls = [provider.issuer, *(getattr(endpoints, each.name) for each in fields(endpoints))]
+    if not any(url and "{" in url for url in urls):
+        return provider
+    names = {f"fields.{name}": value for name, value in values.items()}
+    issuer, *rest = [_rendered(url, names) for url in urls]
+    named = dict(zip((each.name for each in fields(endpoints)), rest, strict=True))
+    return replace(provider, issuer=issuer, endpoints=Endpoints(**named))
+
+
+def _rendered(url: str | None, names: Mapping[str, str]) -> str | None:
+    if url is None or "{" not in url:
+        return url
+    return render_url(parse_url_template(url), names)
+
+
+def account_scope(provider: Provider, values: Mapping[str, str]) -> str:
+    """Return what sets apart accounts of one id: the endpoint of the tenant they live at.
+
+    Account 1 of ``us.acme.example`` is another one than account 1 of ``eu.acme.example``. Empty
+    where the provider's URLs are the same for all.
+    """
+    if "{" not in (provider.endpoints.token or provider.issuer or ""):
+        return ""
+    try:
+        tenant = provider_for(provider, values)
+    except TemplateError:
+        return ""
+    return tenant.endpoints.token or tenant.issuer or ""

@@ -1,0 +1,72 @@
+"""The history of a connection: what happened to it, kept in the database and told to others.
+
+The contract's event types and nothing else. An event is stored in the transaction that makes it
+true, so that neither exists without the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+
+class EventType(StrEnum):
+    """What may happen to a connection."""
+
+    CREATED = "connection.created"
+    AUTHORIZED = "connection.authorized"
+    AUTHORIZATION_FAILED = "connection.authorization_failed"
+    REFRESHED = "token.refreshed"
+    REFRESH_FAILED = "token.refresh_failed"
+    REAUTHORIZATION_REQUIRED = "connection.reauthorization_required"
+    RECOVERED = "connection.recovered"
+    TESTED = "connection.tested"
+    DISCONNECTED = "connection.disconnected"
+    REVOKED_AT_PROVIDER = "connection.revoked_at_provider"
+
+
+DetailValue = str | int | float | bool | None | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEvent:
+    """Something that is about to be true. ``detail`` holds no secret and no provider's prose."""
+
+    type: EventType
+    connection: str
+    provider: str
+    at: datetime
+    detail: Mapping[str, DetailValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A stored event. ``id`` rises with time, over all connections."""
+
+    id: int
+    type: EventType
+    connection: str
+    provider: str
+    at: datetime
+    detail: Mapping[str, DetailValue]
+
+
+class History(Protocol):
+    """Where events are kept. Every method may raise DatabaseUnavailableError."""
+
+    async def record(self, events: Sequence[NewEvent]) -> None:
+        """Store events that belong to no other transaction."""
+
+    async def of_connection(
+        self, connection_id: str, *, limit: int, before: int | None
+    ) -> list[Event]:
+        """Return up to ``limit`` events of a connection, newest first, older than ``before``."""
+
+    async def after(self, event_id: int, *, limit: int) -> list[Event]:
+        """Return up to ``limit`` events of all connections above ``event_id``, oldest first."""
+
+    async def newest_id(self) -> int:
+        """Return the highest id there is; 0 where there is none."""

@@ -1,0 +1,1 @@
+"""What is done for connections beside refreshing them: test, revoke, tell others."""
