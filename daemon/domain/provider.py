@@ -124,7 +124,8 @@ class RevocationRequest:
     ``tokens`` are the types to revoke, in order (``token_type_hint`` values). ``token_param`` is
     the member that holds the token; ``None`` where it goes only into the ``Authorization`` header.
     ``sends_hint`` adds ``token_type_hint``. With GET and DELETE in ``form`` the parameters stand in
-    the query, as some providers demand.
+    the query, as some providers demand. ``on_reconnect`` tells whether a grant that a new one
+    replaces is revoked: not at providers where that would end the new one too.
     """
 
     method: str = "POST"
@@ -134,6 +135,7 @@ class RevocationRequest:
     sends_hint: bool = True
     tokens: tuple[str, ...] = ("refresh_token", "access_token")
     params: Mapping[str, str] = field(default_factory=dict)
+    on_reconnect: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,12 @@
 
 -- ``reply_values`` are values of provider replies that URL and request templates need later.
 -- ``account_scope`` sets apart accounts of one id at different tenants of a provider.
+-- ``label_is_set``: a person has named it, and no reply renames it.
 -- ``epoch`` rises with every disconnect: what began under an older one may not bring it back.
 ALTER TABLE connections
     ADD reply_values jsonb NOT NULL DEFAULT '{}',
     ADD account_scope text NOT NULL DEFAULT '',
+    ADD label_is_set boolean NOT NULL DEFAULT false,
     ADD epoch bigint NOT NULL DEFAULT 0,
     ADD last_test jsonb,
     ADD test_due_at timestamptz;
