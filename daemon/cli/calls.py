@@ -23,10 +23,18 @@ _TIMES = frozenset(
         "last_refreshed_at",
         "last_used_at",
         "last_tested_at",
+        "checked_at",
         "created_at",
         "updated_at",
     }
 )
+_ERRORS = frozenset({"last_error", "error"})
+_REVOCATIONS = {
+    "revoked": "They are revoked at the provider, too.",
+    "queued": "The provider has not confirmed their revocation yet; the daemon goes on trying.",
+    "unsupported": "The provider has no revocation endpoint: there they stay valid until they "
+    "expire, or until the person removes the access in the provider's own settings.",
+}
 _COLUMNS = ("ID", "PROVIDER", "STATUS", "LABEL", "EXPIRES", "NEXT REFRESH", "LAST ERROR")
 
 
@@ -48,7 +56,7 @@ def list_connections(
     """``tokenward connections``: all pages as one table."""
     wanted = {"provider": provider, "status": status, "q": query}
     filters = {name: value for name, value in wanted.items() if value is not None}
-    found = list(_all_connections(open_client(call), filters))
+    found = list(all_connections(open_client(call), filters))
     if call.as_json:
         say_json({"connections": found})
     elif found:
@@ -68,6 +76,37 @@ def show(call: Invocation, connection_id: str) -> None:
 def refresh(call: Invocation, connection_id: str) -> None:
     """``tokenward refresh``: refresh now, then show."""
     say_connection(call, open_client(call).post(connection_path(connection_id, "refresh")))
+
+
+def test(call: Invocation, connection_id: str) -> None:
+    """``tokenward test``: call the provider's test request; a token that fails it ends with 1.
+
+    Raises:
+        CommandError: the test failed.
+    """
+    report = open_client(call).post(connection_path(connection_id, "test"))
+    if call.as_json:
+        say_json(report)
+    else:
+        now = SystemClock().now()
+        say_pairs(_pairs({"connection": connection_id, **report}, now))
+    if not report["ok"]:
+        error = report["error"] or {}
+        raise CommandError(
+            f"The token of {connection_id} failed its test: "
+            f"{error.get('description') or 'the provider did not accept it.'}"
+        )
+
+
+def disconnect(call: Invocation, connection_id: str, *, purge: bool) -> None:
+    """``tokenward disconnect``: end a connection, and say what became of its tokens."""
+    query = {"purge": "true"} if purge else None
+    answer = open_client(call).delete(connection_path(connection_id), query)
+    if call.as_json:
+        say_json(answer)
+        return
+    say(f"{connection_id} is disconnected{' and removed' if purge else ''}: its tokens are erased.")
+    say(_REVOCATIONS.get(answer["revocation"], ""))
 
 
 def token(
@@ -132,7 +171,8 @@ def say_connection(call: Invocation, connection: Mapping[str, Any]) -> None:
     say_pairs(_pairs(connection, now))
 
 
-def _all_connections(client: ApiClient, filters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def all_connections(client: ApiClient, filters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield all connections that ``filters`` leave, page by page."""
     query = {**filters, "limit": _PAGE}
     while True:
         page = client.get("/v1/connections", query)
@@ -158,7 +198,7 @@ def _pairs(connection: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, 
     for name, value in connection.items():
         if name in _TIMES:
             yield name, "-" if value is None else f"{value} ({relative(value, now)})"
-        elif name == "last_error":
+        elif name in _ERRORS:
             yield name, _error(value, now)
         else:
             yield name, cell(value)
@@ -172,7 +212,9 @@ def _brief(error: Mapping[str, Any] | None, now: datetime) -> str:
 def _error(error: Mapping[str, Any] | None, now: datetime) -> str:
     if error is None:
         return "-"
-    return f"{error['code']}: {error['description']} ({relative(error['at'], now)})"
+    at = error.get("at")
+    when = f" ({relative(at, now)})" if at else ""
+    return f"{error['code']}: {error['description']}{when}"
 
 
 def _scheme(body: Mapping[str, Any]) -> str:

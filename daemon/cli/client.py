@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,17 @@ class UnixSocket:
 
 
 class RefusedError(CommandError):
-    """The api listener answered with a problem (RFC 9457)."""
+    """The api listener answered with a problem (RFC 9457).
 
-    def __init__(self, message: str, exit_code: Exit, *, code: str) -> None:
+    ``merged_into`` is the connection that the one asked for has given way to, if it has.
+    """
+
+    def __init__(
+        self, message: str, exit_code: Exit, *, code: str, merged_into: str | None = None
+    ) -> None:
         super().__init__(message, exit_code)
         self.code = code
+        self.merged_into = merged_into
 
 
 def parse_api(text: str) -> Address | UnixSocket:
@@ -85,8 +92,30 @@ class ApiClient:
         """
         return self._call("POST", path, json.dumps(body).encode() if body is not None else None)
 
+    def delete(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Send a DELETE and return the answer. Raises as ``post``."""
+        return self._call("DELETE", f"{path}?{urlencode(query)}" if query else path, None)
+
+    def follow(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the data of server-sent events as they come, until the listener ends the stream.
+
+        Raises as ``post``, also when nothing is heard for two minutes: a stream has heartbeats.
+        """
+        where = f"{path}?{urlencode(query)}" if query else path
+        with self._answered("GET", where, None, accept="text/event-stream") as response:
+            if response.status >= http.client.BAD_REQUEST:
+                raise refusal(response.status, self._object(response.read()), hint=self._hint)
+            yield from _event_data(response)
+
     def _call(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
-        status, content = self._exchange(method, path, body)
+        with self._answered(method, path, body, accept="application/json") as response:
+            status, content = response.status, response.read()
+        answer = self._object(content)
+        if status >= http.client.BAD_REQUEST:
+            raise refusal(status, answer, hint=self._hint)
+        return answer
+
+    def _object(self, content: bytes) -> dict[str, Any]:
         try:
             answer = json.loads(content)
         except ValueError:
@@ -96,12 +125,13 @@ class ApiClient:
                 f"What answers at {self._where} is not tokenward's api listener. Correct --api, "
                 "TOKENWARD_API or listen.api in the configuration."
             )
-        if status >= http.client.BAD_REQUEST:
-            raise refusal(status, answer, hint=self._hint)
         return answer
 
-    def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        headers = {"Accept": "application/json", "Connection": "close"}
+    @contextmanager
+    def _answered(
+        self, method: str, path: str, body: bytes | None, *, accept: str
+    ) -> Iterator[http.client.HTTPResponse]:
+        headers = {"Accept": accept, "Connection": "close"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         if body is not None:
@@ -109,8 +139,7 @@ class ApiClient:
         connection = _connection_to(self._where)
         try:
             connection.request(method, path, body=body, headers=headers)
-            response = connection.getresponse()
-            return response.status, response.read()
+            yield connection.getresponse()
         except TimeoutError as error:
             raise CommandError(
                 f"No answer came from {self._where} within {_PATIENCE:.0f} s. Look at the "
@@ -134,6 +163,14 @@ class ApiClient:
             connection.close()
 
 
+def _event_data(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the ``data`` of each event; comments and other fields are for browsers."""
+    for line in lines:
+        name, _, value = line.rstrip(b"\r\n").partition(b":")
+        if name == b"data":
+            yield json.loads(value)
+
+
 def connection_path(connection_id: str, *rest: str) -> str:
     """Return the path of a connection's route."""
     return "/".join(("/v1/connections", quote(connection_id, safe=":@"), *rest))
@@ -145,8 +182,12 @@ def refusal(status: int, problem: Mapping[str, Any], *, hint: str = "") -> Refus
     detail = str(problem.get("detail") or problem.get("title") or f"The status was {status}.")
     advice = _advice(status, code, problem, hint)
     text = f"{detail.rstrip()} ({code})"
+    survivor = problem.get("merged_into")
     return RefusedError(
-        f"{text}\n{advice}" if advice else text, _exit_code(status, code), code=code
+        f"{text}\n{advice}" if advice else text,
+        _exit_code(status, code),
+        code=code,
+        merged_into=survivor if isinstance(survivor, str) else None,
     )
 
 
@@ -174,6 +215,8 @@ def _advice(status: int, code: str, problem: Mapping[str, Any], hint: str) -> st
         )
     if isinstance(problem.get("retry_after"), int):
         return f"Retry-After: {problem['retry_after']} s."
+    if isinstance(problem.get("merged_into"), str):
+        return f"'tokenward show {problem['merged_into']}' shows the connection that it became."
     if code == "unknown_connection":
         return "'tokenward connections' lists those there are."
     return ""

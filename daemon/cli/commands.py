@@ -161,6 +161,10 @@ def connect(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Kept with the connection; repeatable."),
     ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A field of the provider; repeatable."),
+    ] = None,
     return_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Where the browser goes afterwards.")
     ] = None,
@@ -177,6 +181,7 @@ def connect(
         id=connection_id,
         scopes=scope or (),
         metadata=metadata or (),
+        fields=field or (),
         return_url=return_url,
         browser=not no_browser,
         timeout=timeout,
@@ -240,6 +245,67 @@ def refresh(context: typer.Context, *, connection_id: ConnectionId) -> None:
     from daemon.cli import calls
 
     calls.refresh(call_of(context), connection_id)
+
+
+@app.command(epilog=EVERYWHERE)
+def test(context: typer.Context, *, connection_id: ConnectionId) -> None:
+    """Call the provider's test request with a connection's token."""
+    from daemon.cli import calls
+
+    calls.test(call_of(context), connection_id)
+
+
+@app.command(epilog=EVERYWHERE)
+def disconnect(
+    context: typer.Context,
+    *,
+    connection_id: ConnectionId,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Also remove the connection and its history.")
+    ] = False,
+) -> None:
+    """End a connection: erase its tokens here and revoke them at the provider."""
+    from daemon.cli import calls
+
+    calls.disconnect(call_of(context), connection_id, purge=purge)
+
+
+@app.command(epilog=EVERYWHERE)
+def events(
+    context: typer.Context,
+    *,
+    connection_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="Only this connection's.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with what happens from now on.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the past.")] = 50,
+) -> None:
+    """Show what happened to connections, oldest first."""
+    from daemon.cli import history
+
+    history.events(call_of(context), connection_id, follow=follow, limit=limit)
+
+
+@app.command("import", epilog=EVERYWHERE)
+def import_(
+    context: typer.Context,
+    *,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines; - is stdin.")],
+) -> None:
+    """Create connections from lines of POST /v1/connections bodies. May be repeated."""
+    from daemon.cli import transfer
+
+    transfer.import_file(call_of(context), file)
+
+
+@app.command(epilog=EVERYWHERE)
+def export(context: typer.Context) -> None:
+    """Print all connections as JSON lines: everything but secrets."""
+    from daemon.cli import transfer
+
+    transfer.export(call_of(context))
 
 
 @app.command(epilog=EVERYWHERE)

@@ -27,6 +27,7 @@ class Wanted:
     id: str | None = None
     scopes: Sequence[str] = ()
     metadata: Sequence[str] = ()
+    fields: Sequence[str] = ()
     return_url: str | None = None
     browser: bool = True
     timeout: str = "30m"
@@ -84,7 +85,9 @@ def _begin(client: ApiClient, wanted: Wanted) -> tuple[Mapping[str, Any], str]:
     if wanted.scopes:
         body["scopes"] = list(wanted.scopes)
     if wanted.metadata:
-        body["metadata"] = dict(_pair(text) for text in wanted.metadata)
+        body["metadata"] = dict(_pair(text, "--metadata") for text in wanted.metadata)
+    if wanted.fields:
+        body["fields"] = dict(_pair(text, "--field") for text in wanted.fields)
     if wanted.return_url is not None:
         body["return_url"] = wanted.return_url
     try:
@@ -107,10 +110,11 @@ def _begin_again(
             f"--id {connection_id}",
             Exit.USAGE,
         )
-    if wanted.scopes or wanted.metadata:
+    if wanted.scopes or wanted.metadata or wanted.fields:
         raise CommandError(
             f"{connection_id} exists already, and connecting again changes neither its scopes nor "
-            "its metadata. Leave --scope and --metadata out, or choose another --id.",
+            "its metadata and fields. Leave --scope, --metadata and --field out, or choose another "
+            "--id.",
             Exit.USAGE,
         )
     body = {} if wanted.return_url is None else {"return_url": wanted.return_url}
@@ -122,7 +126,13 @@ def _wait(client: ApiClient, before: Mapping[str, Any], *, seconds: float) -> di
     connection_id = str(before["id"])
     deadline = time.monotonic() + seconds
     while True:
-        connection = client.get(connection_path(connection_id))
+        try:
+            connection = client.get(connection_path(connection_id))
+        except RefusedError as error:
+            if error.merged_into is None:
+                raise
+            complain(f"That account was connected already, as {error.merged_into}.")
+            return client.get(connection_path(error.merged_into))
         if is_connected(before, connection):
             return connection
         if time.monotonic() >= deadline:
@@ -135,8 +145,8 @@ def _wait(client: ApiClient, before: Mapping[str, Any], *, seconds: float) -> di
         time.sleep(_POLL_SECONDS)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise CommandError("--metadata takes NAME=VALUE, as in --metadata team=7.", Exit.USAGE)
+        raise CommandError(f"{option} takes NAME=VALUE, as in {option} team=7.", Exit.USAGE)
     return name, value

@@ -35,7 +35,7 @@ class DjangoToolkit:
 
     It has no issuer and no discovery: endpoints are configured by hand. Within ``grace`` a used
     refresh token brings its successor once more; after it, with ``reuse_protection``, its use
-    revokes the whole family. Its one user is alice.
+    revokes the whole family. Its users are alice and bob.
     """
 
     def __init__(
@@ -130,9 +130,11 @@ class DjangoToolkit:
             token_endpoint=self.token_endpoint,
         )
 
-    async def login(self, authorize_url: str, *, session: ClientSession | None = None) -> str:
-        """Log in as alice and allow; return the callback URL without going there."""
-        answers = {"username": "alice", "password": _PASSWORD}
+    async def login(
+        self, authorize_url: str, *, session: ClientSession | None = None, user: str = "alice"
+    ) -> str:
+        """Log in as ``user`` and allow; return the callback URL without going there."""
+        answers = {"username": user, "password": _PASSWORD}
         if session is not None:
             return await click_through(session, authorize_url, answers)
         async with browser_session() as browser:

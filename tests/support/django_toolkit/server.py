@@ -23,7 +23,8 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.urls import include, path
+from django.urls import include, path, re_path
+from django.views.decorators.csrf import csrf_exempt
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -132,6 +133,7 @@ def _application() -> Application:
             path("o/", include("oauth2_provider.urls", namespace="oauth2_provider")),
             path("login/", LoginView.as_view(template_name="login.html")),
             path("me", protected_resource(scopes=["read"])(_me)),
+            re_path("^echo(?P<rest>/.*)?$", csrf_exempt(protected_resource()(_echo))),
         ]
     )
     application: Application = get_wsgi_application()
@@ -143,6 +145,26 @@ def _me(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"id": user.pk, "name": user.username, "email": user.email})
 
 
+def _echo(request: HttpRequest, rest: str | None = None) -> HttpResponse:
+    """Answer with what came, but for the token: its digest."""
+    headers = dict(request.headers)
+    token = headers.pop("Authorization", "").removeprefix("Bearer ")
+    answer = JsonResponse(
+        {
+            "method": request.method,
+            "path": rest or "",
+            "query": dict(request.GET.lists()),
+            "headers": headers,
+            "body": request.body.decode("utf-8", "replace"),
+            "token_sha256": _digest(token),
+            "user": request.resource_owner.username,
+        }
+    )
+    answer["Set-Cookie"] = "echo=1"
+    answer["X-Echo"] = "yes"
+    return answer
+
+
 def _add_client_and_user(wanted: dict[str, Any]) -> None:
     from django.contrib.auth import get_user_model  # noqa: PLC0415
     from oauth2_provider.models import get_application_model  # noqa: PLC0415
@@ -150,7 +172,8 @@ def _add_client_and_user(wanted: dict[str, Any]) -> None:
     applications = get_application_model().objects
     if applications.exists():
         return
-    get_user_model().objects.create_user("alice", "alice@example.com", wanted["password"])
+    for name in ("alice", "bob"):
+        get_user_model().objects.create_user(name, f"{name}@example.com", wanted["password"])
     applications.create(
         name="tokenward",
         client_id=wanted["client_id"],
