@@ -278,7 +278,7 @@ async def test_django_code_flow_brings_active_tokens(start_django_toolkit: Start
     me = await provider.me(reply.access_token)
     assert (reply.status, reply.body["expires_in"]) == (200, 5)
     assert (me.status, me.body["name"]) == (200, "alice")
-    assert (await provider.me("wrong")).status == 403
+    assert (await provider.me("wrong")).status == 401
     assert await provider.is_active(reply.access_token)
 
 

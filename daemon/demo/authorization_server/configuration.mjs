@@ -27,7 +27,8 @@ export function configuration({ clients, accessTokenLifetime, refreshTokenLifeti
       revocation: { enabled: true },
     },
     pkce: { required: () => true },
-    issueRefreshToken: async (_ctx, client) => client.grantTypeAllowed('refresh_token'),
+    issueRefreshToken: async (_ctx, client, code) =>
+      client.grantTypeAllowed('refresh_token') && code.scopes.has('offline_access'),
     expiresWithSession: () => false,
     // Strict: every use rotates, and any use of a spent token revokes the whole grant.
     rotateRefreshToken: rotate,

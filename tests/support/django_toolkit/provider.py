@@ -155,7 +155,7 @@ class DjangoToolkit:
         return bool((await self.introspect(token)).body["active"])
 
     async def me(self, token: str) -> Reply:
-        """Call the API with a token: 200 with ``name`` and ``email``, or 403."""
+        """Call the API with a token: 200 with ``name`` and ``email``, or 401."""
         headers = {"Authorization": f"Bearer {token}"}
         async with (
             ClientSession(headers=headers) as session,
@@ -167,6 +167,10 @@ class DjangoToolkit:
     def revoke_grants(self) -> int:
         """Revoke every refresh token, as if the user had; return how many were live."""
         return int(str(self._child.command("revoke_grants")))
+
+    def expire_access_tokens(self) -> int:
+        """End every access token before its time; return how many were live."""
+        return int(str(self._child.command("expire_access_tokens")))
 
     def events(self, *names: str) -> list[Event]:
         """Return the token requests until now: ``token_request.received`` and ``.ended``."""

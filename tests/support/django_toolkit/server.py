@@ -1,4 +1,4 @@
-"""django-oauth-toolkit as a program: one user, one confidential client, JSON lines on its pipes.
+"""django-oauth-toolkit as a program: two users, one confidential client, JSON lines on its pipes.
 
 Run as a script by ``tests.support.django_toolkit.provider``. The first line of stdin is the
 configuration; stdout carries the token requests as they arrive; it ends when stdin does.
@@ -185,8 +185,17 @@ def _add_client_and_user(wanted: dict[str, Any]) -> None:
 
 
 def _obey(message: dict[str, Any]) -> None:
-    """Carry out ``revoke_grants`` (as if the user had) or ``sync`` (nothing), and say so."""
+    """Carry out a command and say so.
+
+    ``revoke_grants`` is as if the users had, ``expire_access_tokens`` ends what is live before its
+    time, ``sync`` does nothing.
+    """
     result = None
+    if message["command"] == "expire_access_tokens":
+        from oauth2_provider.models import get_access_token_model  # noqa: PLC0415
+
+        now = django.utils.timezone.now()
+        result = get_access_token_model().objects.filter(expires__gt=now).update(expires=now)
     if message["command"] == "revoke_grants":
         from oauth2_provider.models import get_refresh_token_model  # noqa: PLC0415
 
@@ -199,6 +208,8 @@ def _counted(application: Application) -> Application:
     """Report every token request before Django sees it, and its status afterwards."""
 
     def report(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"].startswith(("/me", "/echo")):
+            return application(environ, _as_rfc6750(start_response))
         if environ["PATH_INFO"] != "/o/token/":
             return application(environ, start_response)
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -217,6 +228,15 @@ def _counted(application: Application) -> Application:
         return application(environ, start)
 
     return report
+
+
+def _as_rfc6750(start_response: Callable[..., Any]) -> Callable[..., Any]:
+    """Answer 401 to a token that is not good (RFC 6750 3.1), where the toolkit says 403."""
+
+    def start(status: str, *others: object) -> object:
+        return start_response("401 Unauthorized" if status[:3] == "403" else status, *others)
+
+    return start
 
 
 def _digest(token: str | None) -> str | None:
