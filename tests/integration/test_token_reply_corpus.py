@@ -1,8 +1,8 @@
 """Every kind of token reply that the fault catalogue knows, as data, through a real local server.
 
-The cases are in ``tests/corpora/token_replies.json``: groups of replies with one expectation. A case
-that the field teaches is a line there. A body is ``body``, ``body_b64``, or ``before``, a piece that
-is repeated, and ``then``.
+The cases are in ``tests/corpora/token_replies.json``: groups of replies with one expectation. A
+case that the field teaches is a line there. A body is ``body``, ``body_b64``, or ``before``, a
+piece that is repeated, and ``then``.
 """
 
 from __future__ import annotations
