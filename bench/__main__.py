@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench import hanging_provider, refresh_pipeline, start, token_read
+from bench import hanging_provider, proxy, refresh_pipeline, start, token_read
 from bench.paired import Report
 
 _PAIRS, _PAIRS_SHORT = 12, 3
@@ -32,6 +32,7 @@ class _Options:
 def _measurements(options: _Options) -> dict[str, Callable[[Path], Awaitable[Report]]]:
     return {
         "token_read": partial(token_read.measure, pairs=options.pairs, seconds=options.seconds),
+        "proxy": partial(proxy.measure, pairs=options.pairs, seconds=options.seconds),
         "hanging_provider": partial(
             hanging_provider.measure, pairs=options.pairs, seconds=options.seconds
         ),

@@ -1,32 +1,34 @@
-"""A provider's published metadata (RFC 8414, OpenID Connect Discovery 1.0).
+"""[discover] Endpoints from providers' metadata, found once and remembered.
 
-The one hard idea: metadata tells where secrets are sent, so a document counts whole or not at
-all, and a later one never moves an endpoint to another host by itself. What was read once stays
-good while the server is away: an outage of the metadata never stops a refresh.
+The one hard idea: a later document never moves an endpoint to another host by itself, and what
+was read once stays good while the server is away: an outage of the metadata never stops a refresh.
+A provider whose issuer holds a ``{field}`` comes here as ``provider_for`` made it: one document per
+tenant.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from daemon.catalog.metadata import Metadata, metadata_urls, read_metadata
 from daemon.domain.clock import Clock
 from daemon.domain.errors import DiscoveryError
 from daemon.domain.provider import Provider
 from daemon.domain.reply import NoReply, RawReply
 
-_OAUTH = "/.well-known/oauth-authorization-server"
-_OPENID = "/.well-known/openid-configuration"
 _FETCH_TIMEOUT = 10.0
 # Long enough that a crowd of callers does not hammer a dead server, short enough that somebody
 # who mends it does not wait.
 _FAILURE_COUNTS_FOR = 10.0
+# Documents remembered. A tenant more costs one fetch at its next refresh, not an error.
+_REMEMBERED = 500
 
 
 class MetadataSession(Protocol):
@@ -38,86 +40,23 @@ class MetadataSession(Protocol):
         """Fetch once, following no redirect; never raises for what a server or network does."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metadata:
-    """What a provider says of itself; ``None`` where it does not say."""
+@dataclass(slots=True)
+class _Turn:
+    """Who fetches an issuer's document. ``users`` hold or wait for ``lock``."""
 
-    issuer: str
-    token_endpoint: str
-    authorization_endpoint: str | None = None
-    iss_parameter_supported: bool = False
-    code_challenge_methods: tuple[str, ...] | None = None
-    token_endpoint_auth_methods: tuple[str, ...] | None = None
-
-
-def metadata_urls(issuer: str) -> tuple[str, ...]:
-    """Return where ``issuer`` may publish its metadata, in the order to try.
-
-    RFC 8414 3.1 puts the well-known part before the issuer's path, OpenID Connect Discovery 4
-    behind it, and RFC 8414 5 lets the OpenID name stand in either place.
-    """
-    parts = urlsplit(issuer)
-    path = parts.path.rstrip("/")
-    paths = dict.fromkeys((_OAUTH + path, path + _OPENID, _OPENID + path))
-    return tuple(urlunsplit((parts.scheme, parts.netloc, path, "", "")) for path in paths)
-
-
-def read_metadata(issuer: str, document: bytes) -> Metadata:
-    """Return the metadata of ``issuer``. Raises DiscoveryError, and then nothing of it counts.
-
-    The document's issuer must equal ``issuer`` byte for byte (RFC 8414 3.3), and each endpoint in
-    it must be a URL to which a secret may be sent.
-    """
-    try:
-        members = json.loads(document.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DiscoveryError("it is not JSON") from error
-    if not isinstance(members, dict):
-        raise DiscoveryError("it is not a JSON object")
-    if members.get("issuer") != issuer:
-        raise DiscoveryError(
-            "its issuer is not the configured one; they must be equal to the last character"
-        )
-    token = _endpoint(members, "token_endpoint")
-    if token is None:
-        raise DiscoveryError("it names no token_endpoint")
-    return Metadata(
-        issuer=issuer,
-        token_endpoint=token,
-        authorization_endpoint=_endpoint(members, "authorization_endpoint"),
-        iss_parameter_supported=_flag(members, "authorization_response_iss_parameter_supported"),
-        code_challenge_methods=_names(members, "code_challenge_methods_supported"),
-        token_endpoint_auth_methods=_names(members, "token_endpoint_auth_methods_supported"),
-    )
-
-
-def is_safe_endpoint(url: str) -> bool:
-    """Tell whether a secret may be sent to ``url``: https, or http to a loopback host.
-
-    No user info, no fragment (RFC 6749 3.2), no white space or other character outside printable
-    ASCII.
-    """
-    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url or "#" in url:
-        return False
-    try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        return False
-    if not host or "@" in parts.netloc:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
 
 
 class Discovery:
-    """Finds endpoints and remembers them, one document per issuer."""
+    """Finds endpoints and remembers them, one document per issuer, those used last."""
 
     def __init__(self, *, session: MetadataSession, clock: Clock) -> None:
         self._session = session
         self._clock = clock
-        self._known: dict[str, Metadata] = {}
-        self._failures: dict[str, tuple[float, DiscoveryError]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._known: OrderedDict[str, Metadata] = OrderedDict()
+        self._failures: OrderedDict[str, tuple[float, DiscoveryError]] = OrderedDict()
+        self._turns: dict[str, _Turn] = {}
 
     async def resolve(self, provider: Provider) -> Provider:
         """Return ``provider`` with the endpoints that its configuration leaves open filled in.
@@ -156,11 +95,21 @@ class Discovery:
             )
         return (await self._metadata(provider.name, provider.issuer)).token_endpoint
 
+    async def revocation_endpoint(self, provider: Provider) -> str | None:
+        """Return where tokens of ``provider`` are revoked; ``None`` where it has no such place.
+
+        Asks nobody where that is configured. Raises DiscoveryError where it cannot be found out.
+        """
+        if provider.endpoints.revocation is not None or provider.issuer is None:
+            return provider.endpoints.revocation
+        return (await self._metadata(provider.name, provider.issuer)).revocation_endpoint
+
     async def refresh(self) -> Mapping[str, DiscoveryError]:
         """Fetch again all that is known; return, by issuer, what did not work.
 
-        Where it did not work, and where an endpoint would move to another host, the last good
-        document stays in force (the new host is taken after a restart: that is the approval).
+        Where it did not work, and where an endpoint would move to another host or vanish, the
+        last good document stays in force (the change is taken after a restart: that is the
+        approval).
         """
         problems: dict[str, DiscoveryError] = {}
         for issuer, known in tuple(self._known.items()):
@@ -169,35 +118,71 @@ class Discovery:
             except DiscoveryError as error:
                 problems[issuer] = error
                 continue
-            if _hosts(fetched) == _hosts(known):
-                self._known[issuer] = fetched
+            if not _moves(known, fetched):
+                self._remember(issuer, fetched)
             else:
                 problems[issuer] = DiscoveryError(
-                    f"The metadata of {issuer} now names endpoints on another host. The old ones "
-                    "stay in use; restart the daemon if the change is genuine."
+                    f"The metadata of {issuer} now names endpoints on another host, or not all of "
+                    "those it did. The old ones stay in use; restart the daemon if the change is "
+                    "genuine."
                 )
         return problems
 
     def _with_known(self, provider: Provider) -> Provider:
-        known = None if provider.issuer is None else self._known.get(provider.issuer)
+        known = None if provider.issuer is None else self._recall(provider.issuer)
         return provider if known is None else _filled(provider, known)
 
     async def _metadata(self, name: str, issuer: str) -> Metadata:
-        async with self._locks.setdefault(issuer, asyncio.Lock()):
-            known = self._known.get(issuer)
+        if "{" in issuer:
+            raise DiscoveryError(
+                f"Provider {name}: the issuer holds a {{field}}, so its metadata is known only for "
+                "a connection that has a value for it."
+            )
+        async with self._turn(issuer):
+            known = self._recall(issuer)
             if known is not None:
                 return known
             until, failure = self._failures.get(issuer, (0.0, None))
             if failure is not None and self._clock.boottime() < until:
                 raise DiscoveryError(str(failure)) from failure
             try:
-                self._known[issuer] = await self._fetch(issuer)
+                fetched = await self._fetch(issuer)
             except DiscoveryError as error:
                 failure = DiscoveryError(f"Provider {name}: {error}")
-                self._failures[issuer] = (self._clock.boottime() + _FAILURE_COUNTS_FOR, failure)
+                self._remember_failure(issuer, failure)
                 raise failure from error
             self._failures.pop(issuer, None)
-            return self._known[issuer]
+            self._remember(issuer, fetched)
+            return fetched
+
+    @asynccontextmanager
+    async def _turn(self, issuer: str) -> AsyncIterator[None]:
+        """Let one in at a time for each issuer, and remember only those somebody waits for."""
+        turn = self._turns.setdefault(issuer, _Turn())
+        turn.users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[issuer]
+
+    def _recall(self, issuer: str) -> Metadata | None:
+        known = self._known.get(issuer)
+        if known is not None:
+            self._known.move_to_end(issuer)
+        return known
+
+    def _remember(self, issuer: str, metadata: Metadata) -> None:
+        self._known[issuer] = metadata
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    def _remember_failure(self, issuer: str, failure: DiscoveryError) -> None:
+        self._failures[issuer] = (self._clock.boottime() + _FAILURE_COUNTS_FOR, failure)
+        if len(self._failures) > _REMEMBERED:
+            self._failures.popitem(last=False)
 
     async def _fetch(self, issuer: str) -> Metadata:
         findings: list[str] = []
@@ -229,6 +214,8 @@ def _filled(provider: Provider, metadata: Metadata) -> Provider:
         provider.endpoints,
         authorization=provider.endpoints.authorization or metadata.authorization_endpoint,
         token=provider.endpoints.token or metadata.token_endpoint,
+        revocation=provider.endpoints.revocation or metadata.revocation_endpoint,
+        introspection=provider.endpoints.introspection or metadata.introspection_endpoint,
     )
     return replace(
         provider,
@@ -237,45 +224,23 @@ def _filled(provider: Provider, metadata: Metadata) -> Provider:
     )
 
 
-def _hosts(metadata: Metadata) -> tuple[str | None, ...]:
-    endpoints = (metadata.authorization_endpoint, metadata.token_endpoint)
-    return tuple(None if url is None else urlsplit(url).netloc for url in endpoints)
+def _moves(known: Metadata, fetched: Metadata) -> bool:
+    """Tell whether an endpoint is at another host than before, or gone.
 
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _endpoint(members: Mapping[str, object], name: str) -> str | None:
-    url = members.get(name)
-    if url is None:
-        return None
-    if not isinstance(url, str) or not is_safe_endpoint(url):
-        raise DiscoveryError(f"its {name} is not an https URL")
-    return url
-
-
-def _flag(members: Mapping[str, object], name: str) -> bool:
-    value = members.get(name)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise DiscoveryError(f"its {name} is not a boolean")
-    return value
-
-
-def _names(members: Mapping[str, object], name: str) -> tuple[str, ...] | None:
-    values = members.get(name)
-    if values is None:
-        return None
-    names = (
-        [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+    One that is new may be at any host that the others were at.
+    """
+    before = _hosts(known)
+    return any(
+        new != old and not (old is None and new in before)
+        for old, new in zip(before, _hosts(fetched), strict=True)
     )
-    if not isinstance(values, list) or len(names) != len(values):
-        raise DiscoveryError(f"its {name} is not a list of strings")
-    return tuple(names)
+
+
+def _hosts(metadata: Metadata) -> tuple[str | None, ...]:
+    endpoints = (
+        metadata.authorization_endpoint,
+        metadata.token_endpoint,
+        metadata.revocation_endpoint,
+        metadata.introspection_endpoint,
+    )
+    return tuple(None if url is None else urlsplit(url).netloc for url in endpoints)

@@ -96,7 +96,8 @@ def _place(variable: str, providers: Collection[str]) -> tuple[Trail, Key]:
     while steps:
         match key:
             case Named(section):
-                name, steps = _provider(steps, section, providers)
+                known = providers if trail == ("providers",) else ()
+                name, steps = _named(steps, section, known)
                 key = section
                 trail = (*trail, name)
             case Section():
@@ -125,14 +126,15 @@ def _no_deeper(key: Key, trail: Trail) -> str:
     return f"{render(trail)} has no keys below it; remove the last part of the name"
 
 
-def _provider(
-    steps: list[str], section: Section, providers: Collection[str]
-) -> tuple[str, list[str]]:
-    """Split the steps after ``PROVIDERS__`` into a provider's name and the rest."""
+def _named(steps: list[str], section: Section, names: Collection[str]) -> tuple[str, list[str]]:
+    """Split the steps after ``PROVIDERS__`` or ``FIELDS__`` into a name and the rest.
+
+    ``names`` are those that are configured, where they can be told from a new one.
+    """
     known = section.keys.keys() | section.later
     end = next((i for i, step in enumerate(steps) if i and step in known), 1)
     spelled = "__".join(steps[:end])
-    matches = [name for name in providers if _folded(name) == _folded(spelled)]
+    matches = [name for name in names if _folded(name) == _folded(spelled)]
     exact = [name for name in matches if name == spelled]
     if len(matches) > 1 and not exact:
         raise _UnknownError("fits more than one provider; set it in the configuration file")

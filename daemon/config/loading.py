@@ -17,12 +17,13 @@ from pydantic import SecretStr
 from daemon.config import references
 from daemon.config.document import read_document
 from daemon.config.environment import environment_layer
+from daemon.config.events import events
 from daemon.config.keys import callers, encryption_keys
 from daemon.config.layers import merged, nested
 from daemon.config.listeners import listeners
 from daemon.config.providers import providers
 from daemon.config.reading import FLAG, OpenSection, Reading
-from daemon.config.schema import DATABASE, ENCRYPTION, LISTEN, LOG, REFRESH, SETTINGS
+from daemon.config.schema import DATABASE, ENCRYPTION, EVENTS, LISTEN, LOG, REFRESH, SETTINGS
 from daemon.config.settings import (
     EncryptionKey,
     Listen,
@@ -133,6 +134,7 @@ def _settings(top: OpenSection) -> Settings:
         encryption_keys=_encryption_keys(top.within("encryption", ENCRYPTION)),
         callers=callers(reading, top.at("callers"), top.raw("callers")),
         refresh=_refresh(top.within("refresh", REFRESH), _DEFAULTS.refresh),
+        events=events(top.within("events", EVENTS), _DEFAULTS.events),
         log=_log(top.within("log", LOG), _DEFAULTS.log),
         providers=providers(reading, top.at("providers"), top.raw("providers")),
     )

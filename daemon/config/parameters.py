@@ -55,12 +55,39 @@ _LONGEST_SELECTOR = 300
 def parameters(section: OpenSection, key: str) -> dict[str, str]:
     """Return the request parameters under ``key``."""
     problem = _authorization_problem if key == "authorization_params" else _parameter_problem
-    return _texts(section, key, problem, _parameter)
+    return _texts(section, key, problem, parameter)
 
 
 def selectors(section: OpenSection) -> dict[str, ParsedResult]:
     """Return the compiled selectors under ``token_response``, by RFC 6749 5.1 member name."""
-    return _texts(section, "token_response", _member_problem, _selector)
+    return _texts(section, "token_response", _member_problem, selector)
+
+
+def parameter(value: object) -> str:
+    """Return the value of a request parameter: text, perhaps empty, or a whole number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return "" if value == "" else text(value)
+
+
+def selector(value: object) -> ParsedResult:
+    """Return a compiled JMESPath that calls only functions that there are."""
+    expression = text(value)
+    if len(expression) > _LONGEST_SELECTOR:
+        raise InvalidValueError(f"must be at most {_LONGEST_SELECTOR} characters")
+    try:
+        with warnings.catch_warnings():
+            # An old notation of literals (`word` for `"word"`) works and would warn.
+            warnings.simplefilter("ignore", PendingDeprecationWarning)
+            compiled = jmespath.compile(expression)
+        functions = _functions(compiled.parsed)
+    except (JMESPathError, RecursionError):
+        raise InvalidValueError(
+            "is not a JMESPath expression; an example is authed_user.id"
+        ) from None
+    if not functions <= Functions.FUNCTION_TABLE.keys():
+        raise InvalidValueError("calls a function that JMESPath does not have")
+    return compiled
 
 
 def _texts(
@@ -108,25 +135,6 @@ def _authorization_problem(name: str, value: object) -> str | None:
     return _parameter_problem(name, value)
 
 
-def _selector(value: object) -> ParsedResult:
-    expression = text(value)
-    if len(expression) > _LONGEST_SELECTOR:
-        raise InvalidValueError(f"must be at most {_LONGEST_SELECTOR} characters")
-    try:
-        with warnings.catch_warnings():
-            # An old notation of literals (`word` for `"word"`) works and would warn.
-            warnings.simplefilter("ignore", PendingDeprecationWarning)
-            compiled = jmespath.compile(expression)
-        functions = _functions(compiled.parsed)
-    except (JMESPathError, RecursionError):
-        raise InvalidValueError(
-            "is not a JMESPath expression; an example is authed_user.access_token"
-        ) from None
-    if not functions <= Functions.FUNCTION_TABLE.keys():
-        raise InvalidValueError("calls a function that JMESPath does not have")
-    return compiled
-
-
 def _functions(tree: object) -> set[str]:
     if isinstance(tree, list):
         return set().union(*map(_functions, tree))
@@ -134,9 +142,3 @@ def _functions(tree: object) -> set[str]:
         return set()
     own = {str(tree["value"])} if tree.get("type") == "function_expression" else set()
     return own | _functions(tree.get("children", []))
-
-
-def _parameter(value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return "" if value == "" else text(value)

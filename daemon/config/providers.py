@@ -6,6 +6,8 @@ What the protocol itself sets cannot be set again by a parameter map or an endpo
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import TypeVar
@@ -13,6 +15,9 @@ from typing import TypeVar
 from pydantic import SecretStr
 
 from daemon.config import references
+from daemon.config.account import with_account
+from daemon.config.fields import fields, with_hosts
+from daemon.config.names import FOR_ENDPOINT, Names
 from daemon.config.parameters import (
     IMPLICIT,
     PASSWORD,
@@ -21,6 +26,9 @@ from daemon.config.parameters import (
     selectors,
 )
 from daemon.config.reading import OpenSection, Reading
+from daemon.config.resource import with_resource
+from daemon.config.revocation import revocation_request
+from daemon.config.rotation import rotation
 from daemon.config.schema import PROVIDER
 from daemon.config.trail import Trail
 from daemon.config.urls import endpoint, issuer, query_names
@@ -39,20 +47,17 @@ from daemon.domain.provider import (
     Grant,
     Provider,
     RequestFormat,
-    Rotation,
-    RotationKind,
 )
+from daemon.domain.templates import parse_template
 
 E = TypeVar("E", bound=StrEnum)
 
 HIGHEST_CONCURRENCY = 10_000
-# Half of it is the time in which a refresh in doubt may be sent again; less leaves no room for one.
-SHORTEST_GRACE = timedelta(seconds=20)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # scope-token of RFC 6749 3.3
 _SEPARATOR = re.compile(r"[ ,;+|:/.]{1,3}")
-_ROTATION_WORDS = "must be static, overlap, strict or {grace: 30s}"
+_NEVER = "never"
 _LATER_GRANTS = frozenset({"client_credentials", "device_code", "jwt_bearer", "token_exchange"})
 _LATER_AUTHENTICATION = frozenset({"private_key_jwt", "client_secret_jwt", "tls_client_auth"})
 
@@ -83,21 +88,38 @@ def providers(reading: Reading, trail: Trail, value: object) -> dict[str, Provid
 
 
 def _provider(section: OpenSection, name: str) -> Provider:
+    reading = section.reading
+    names = Names(
+        reading=reading,
+        fields=fields(reading, section.at("fields"), section.raw("fields")),
+        has_test=section.raw("test") is not None,
+    )
+    provider = with_resource(section, _registration(section, name), names)
+    provider = with_account(section, provider, names)
+    provider = replace(
+        provider,
+        issuer=_url(section, names, "issuer", issuer),
+        endpoints=_endpoints(section, names),
+        revocation_request=revocation_request(section),
+    )
+    _check_endpoints(section)
+    _check_authentication(section, provider)
+    marked = with_hosts(reading, section.at("fields"), names.fields, names.in_hosts)
+    return replace(provider, fields=marked, reply_names=frozenset(names.kept))
+
+
+def _registration(section: OpenSection, name: str) -> Provider:
+    """Return what is configured of the client registration, without any URL."""
     default = Provider(name=name, client_id="")
     separator = section.get("scope_separator", _scope_separator, default.scope_separator)
-    provider = Provider(
+    never = section.raw("default_lifetime") == _NEVER
+    return Provider(
         name=name,
         client_id=section.required(
             "client_id", text, "is missing; it is on the provider's page for your application"
         )
         or "",
         client_secrets=_client_secrets(section),
-        issuer=section.optional("issuer", issuer),
-        endpoints=Endpoints(
-            authorization=section.optional("authorization_endpoint", _endpoint),
-            token=section.optional("token_endpoint", _endpoint),
-            refresh=section.optional("refresh_endpoint", _endpoint),
-        ),
         grant=section.get("grant", _grant, default.grant),
         token_endpoint_auth_method=section.get(
             "token_endpoint_auth_method", _authentication, default.token_endpoint_auth_method
@@ -112,16 +134,34 @@ def _provider(section: OpenSection, name: str) -> Provider:
             "token_request_format", one_of(RequestFormat), default.token_request_format
         ),
         token_response=selectors(section),
-        default_lifetime=section.optional("default_lifetime", positive_duration),
-        rotation=_rotation(section),
+        default_lifetime=None if never else section.optional("default_lifetime", _lifetime),
+        tokens_never_expire=never,
+        rotation=rotation(section),
         concurrency=section.get(
             "concurrency", whole_number(1, HIGHEST_CONCURRENCY), default.concurrency
         ),
         rate=section.get("rate", rate, default.rate),
     )
-    _check_endpoints(section)
-    _check_authentication(section, provider)
-    return provider
+
+
+def _endpoints(section: OpenSection, names: Names) -> Endpoints:
+    return Endpoints(
+        authorization=_url(section, names, "authorization_endpoint", _endpoint),
+        token=_url(section, names, "token_endpoint", _endpoint),
+        refresh=_url(section, names, "refresh_endpoint", _endpoint),
+        revocation=_url(section, names, "revocation_endpoint", _endpoint),
+        introspection=_url(section, names, "introspection_endpoint", _endpoint),
+    )
+
+
+def _url(
+    section: OpenSection, names: Names, key: str, reader: Callable[[object], str]
+) -> str | None:
+    """Return the URL under ``key``, which may hold ``{field}``."""
+    url = section.optional(key, reader)
+    if url is not None:
+        names.check_url(section.at(key), parse_template(url), FOR_ENDPOINT)
+    return url
 
 
 def _check_endpoints(section: OpenSection) -> None:
@@ -201,6 +241,13 @@ def _endpoint(value: object) -> str:
     return url
 
 
+def _lifetime(value: object) -> timedelta:
+    try:
+        return positive_duration(value)
+    except InvalidValueError as error:
+        raise InvalidValueError(f"{error}; or {_NEVER}, where tokens do not expire") from None
+
+
 def _scope_separator(value: object) -> str:
     if not isinstance(value, str) or not _SEPARATOR.fullmatch(value):
         raise InvalidValueError('must be a separator in quotes, such as " " or ","')
@@ -229,29 +276,3 @@ def _pkce(value: object) -> bool:
     if value == "S256":
         return True
     raise InvalidValueError("must be S256 or off")
-
-
-def _rotation(section: OpenSection) -> Rotation:
-    value = section.raw("rotation")
-    if not isinstance(value, dict):
-        return section.get("rotation", _rotation_kind, Rotation())
-    trail = section.at("rotation")
-    if value.keys() != {"grace"}:
-        section.reading.find(trail, _ROTATION_WORDS)
-        return Rotation()
-    grace = section.reading.read((*trail, "grace"), value["grace"], positive_duration)
-    if grace is None:
-        return Rotation()
-    if grace < SHORTEST_GRACE:
-        message = "below 20s there is no time to send again, so this behaves as strict"
-        section.reading.warn((*trail, "grace"), message)
-        return Rotation()
-    return Rotation(RotationKind.GRACE, grace)
-
-
-def _rotation_kind(value: object) -> Rotation:
-    kinds = (RotationKind.STATIC, RotationKind.OVERLAP, RotationKind.STRICT)
-    for kind in kinds:
-        if value == kind.value:
-            return Rotation(kind)
-    raise InvalidValueError(_ROTATION_WORDS)

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from daemon.config.settings import Listen, Refresh, Settings
+from daemon.config.settings import EventSettings, Listen, Refresh, Settings
 from daemon.domain.errors import Finding
 from daemon.domain.provider import Provider
 
-S = TypeVar("S", Listen, Refresh)
+S = TypeVar("S", Listen, Refresh, EventSettings)
 
 _RESTART = "has changed and takes effect at the next restart; until then the old value holds"
 
@@ -40,6 +40,7 @@ def changes(old: Settings, new: Settings) -> Changes:
         *(["return_urls"] if old.return_urls != new.return_urls else []),
         *(["callers"] if old.callers != new.callers else []),
         *_differing(old.refresh, new.refresh, "refresh"),
+        *_differing(old.events, new.events, "events"),
         *(["log.level"] if old.log.level is not new.log.level else []),
         *(f"providers.{name}" for name in _changed(old.providers, new.providers)),
     ]
@@ -91,10 +92,18 @@ def _changed(old: Mapping[str, Provider], new: Mapping[str, Provider]) -> Iterat
 
 def _same(one: Provider, other: Provider) -> bool:
     """Compare two providers; compiled selectors have no equality of their own."""
-    return _selectors(one) == _selectors(other) and (
-        replace(one, token_response={}) == replace(other, token_response={})
-    )
+    return _selectors(one) == _selectors(other) and _unselecting(one) == _unselecting(other)
 
 
 def _selectors(provider: Provider) -> dict[str, str]:
-    return {name: parsed.expression for name, parsed in provider.token_response.items()}
+    found = {
+        **{f"token_response.{name}": each for name, each in provider.token_response.items()},
+        "account_id": provider.account_id,
+        "test.expect": None if provider.test is None else provider.test.expect,
+    }
+    return {name: each.expression for name, each in found.items() if each is not None}
+
+
+def _unselecting(provider: Provider) -> Provider:
+    test = provider.test and replace(provider.test, expect=None)
+    return replace(provider, token_response={}, account_id=None, test=test)

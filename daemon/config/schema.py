@@ -89,12 +89,55 @@ CALLER = Section(
     }
 )
 
+FIELD = Section(
+    keys={
+        "title": Leaf.TEXT,
+        "help": Leaf.TEXT,
+        "enum": Leaf.YAML,
+        "default": Leaf.NULLABLE_TEXT,
+        "pattern": Leaf.NULLABLE_TEXT,
+        "required": Leaf.YAML,
+    },
+    hints={"name": "is not a key: a field's name is the key it stands under"},
+)
+
+TEST = Section(
+    keys={
+        "method": Leaf.TEXT,
+        "path": Leaf.NULLABLE_TEXT,
+        "url": Leaf.NULLABLE_TEXT,
+        "headers": TextMap(),
+        "query": TextMap(),
+        "body": Leaf.YAML,
+        "expect": Leaf.NULLABLE_TEXT,
+        "interval": Leaf.YAML,
+    }
+)
+
+REQUEST = Section(keys={"headers": TextMap(), "query": TextMap(), "body": Leaf.YAML})
+
+REVOCATION_REQUEST = Section(
+    keys={
+        "method": Leaf.TEXT,
+        "format": Leaf.TEXT,
+        "authentication": Leaf.TEXT,
+        "token_param": Leaf.NULLABLE_TEXT,
+        "sends_hint": Leaf.YAML,
+        "tokens": Leaf.YAML,
+        "params": TextMap(),
+        "on_reconnect": Leaf.YAML,
+    }
+)
+
 PROVIDER = Section(
     keys={
         "issuer": Leaf.NULLABLE_TEXT,
         "authorization_endpoint": Leaf.NULLABLE_TEXT,
         "token_endpoint": Leaf.NULLABLE_TEXT,
         "refresh_endpoint": Leaf.NULLABLE_TEXT,
+        "revocation_endpoint": Leaf.NULLABLE_TEXT,
+        "revocation_request": REVOCATION_REQUEST,
+        "introspection_endpoint": Leaf.NULLABLE_TEXT,
         "grant": Leaf.TEXT,
         "client_id": Leaf.TEXT,
         "client_secret": Leaf.SECRET,
@@ -109,25 +152,19 @@ PROVIDER = Section(
         "token_response": TextMap(),
         "default_lifetime": Leaf.YAML,
         "rotation": Leaf.YAML,
+        "fields": Named(FIELD),
+        "api_base_url": Leaf.NULLABLE_TEXT,
+        "allowed_hosts": Leaf.YAML,
+        "allow_private_hosts": Leaf.YAML,
+        "test": TEST,
+        "label": Leaf.NULLABLE_TEXT,
+        "label_mask": Leaf.YAML,
+        "account_id": Leaf.NULLABLE_TEXT,
+        "request": REQUEST,
         "concurrency": Leaf.YAML,
         "rate": Leaf.YAML,
     },
-    later=frozenset(
-        {
-            "preset",
-            "revocation_endpoint",
-            "introspection_endpoint",
-            "fields",
-            "api_base_url",
-            "allowed_hosts",
-            "allow_private_hosts",
-            "test",
-            "label",
-            "label_mask",
-            "account_id",
-            "request",
-        }
-    ),
+    later=frozenset({"preset"}),
     hints={
         "response_type": _IMPLICIT,
         "redirect_uri": "is not a key: the redirect URI is public_url followed by /callback",
@@ -152,6 +189,12 @@ REFRESH = Section(
     }
 )
 
+WEBHOOK = Section(
+    keys={"url": Leaf.SECRET, "secret": Leaf.SECRET, "allow_private_hosts": Leaf.YAML}
+)
+
+EVENTS = Section(keys={"webhook": WEBHOOK, "retention": Leaf.YAML})
+
 LOG = Section(keys={"format": Leaf.TEXT, "level": Leaf.TEXT})
 
 SETTINGS = Section(
@@ -164,8 +207,8 @@ SETTINGS = Section(
         "encryption": ENCRYPTION,
         "callers": Listed(CALLER),
         "refresh": REFRESH,
+        "events": EVENTS,
         "log": LOG,
         "providers": Named(PROVIDER),
-    },
-    later=frozenset({"events"}),
+    }
 )

@@ -128,9 +128,13 @@ class Log:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """Where events are delivered, signed with ``secret`` (Standard Webhooks, 24 to 64 bytes)."""
+    """Where events are delivered, signed with ``secret`` (Standard Webhooks, at least 24 bytes).
 
-    url: str
+    ``url`` is https, or http to a loopback host; it may be as good as a secret and is never shown.
+    ``allow_private_hosts`` lets it lead to private and loopback addresses.
+    """
+
+    url: str = field(repr=False)
     secret: bytes = field(repr=False)
     allow_private_hosts: bool = False
 

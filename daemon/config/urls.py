@@ -7,12 +7,14 @@ from ipaddress import IPv6Address, ip_address
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from daemon.config.values import InvalidValueError, is_host_name, is_loopback, text
+from daemon.domain.allowed_hosts import HostNotAllowedError, Target, read_target
+from daemon.domain.templates import Template, TemplateError, parse_url_template, stand_in
 
 # RFC 3986 characters and nothing else: urlsplit would silently drop tabs and line breaks.
 _URL = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+", re.ASCII)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _DOT_SEGMENT = re.compile(r"/(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
-_FIELD = re.compile(r"\{[^{}]*\}")
+_NO_DOT_SEGMENT = "must not contain . or .. as a part of its path"
 _LONGEST = 2000
 _DATABASE_SCHEMES = frozenset({"postgresql", "postgres"})
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
@@ -24,12 +26,15 @@ _DATABASE_WORDS = (
 
 
 def endpoint(value: object) -> str:
-    """Return a provider's endpoint: secure, its own query kept (RFC 6749 3.1, 3.2)."""
-    url = text(value)
-    if _FIELD.search(url):
-        raise InvalidValueError("holds a {field}, which is not supported by this version")
-    _secure(url)
-    return url
+    """Return a provider's endpoint: secure, its own query kept (RFC 6749 3.1, 3.2).
+
+    It may hold ``{field}``; which fields there are is not looked at here.
+    """
+    template = _template(text(value))
+    parts = _secure(stand_in(template))
+    if template.names and _DOT_SEGMENT.search(parts.path):
+        raise InvalidValueError(_NO_DOT_SEGMENT)
+    return template.text
 
 
 def issuer(value: object) -> str:
@@ -45,7 +50,7 @@ def public_url(value: object) -> str:
     parts = _secure(url)
     _without_query(url)
     if _DOT_SEGMENT.search(parts.path):
-        raise InvalidValueError("must not contain . or .. as a part of its path")
+        raise InvalidValueError(_NO_DOT_SEGMENT)
     return url.rstrip("/")
 
 
@@ -59,8 +64,74 @@ def return_url(value: object) -> str:
     if prefix != url:
         _without_query(prefix)
     if _DOT_SEGMENT.search(parts.path):
-        raise InvalidValueError("must not contain . or .. as a part of its path")
+        raise InvalidValueError(_NO_DOT_SEGMENT)
     return url
+
+
+def api_base_url(value: object) -> Template:
+    """Return the URL that paths of an API are below, without its trailing slashes."""
+    url = text(value)
+    template = _template(url.rstrip("/"))
+    _without_query(url)
+    _api_target(stand_in(template))
+    return template
+
+
+def api_url(value: object) -> Template:
+    """Return the full URL of one request to an API."""
+    template = _template(text(value))
+    _api_target(stand_in(template))
+    return template
+
+
+def api_path(value: object) -> Template:
+    """Return the path (and query) of one request, to be put behind ``api_base_url``."""
+    path = text(value)
+    if not path.startswith("/") or path.startswith("//"):
+        raise InvalidValueError("must be a path that begins with one slash: /me")
+    template = _template(path)
+    _api_target("https://x.example" + stand_in(template))
+    return template
+
+
+def webhook_url(value: object) -> str:
+    """Return where events are posted to; its own query is kept."""
+    url = text(value)
+    if "{" in url or "}" in url:
+        raise InvalidValueError("must not have braces: nothing is put into it; write them as %XX")
+    _api_target(url)
+    return url
+
+
+def api_target(template: Template) -> Target | None:
+    """Return where a checked URL template leads with harmless values; ``None`` where nowhere.
+
+    Names of it in :func:`host_names`, and an origin that a reply gives, are not known yet.
+    """
+    try:
+        return read_target(stand_in(template))
+    except HostNotAllowedError:
+        return None
+
+
+def _template(url: str) -> Template:
+    try:
+        return parse_url_template(url)
+    except TemplateError as error:
+        raise InvalidValueError(str(error)) from None
+
+
+def _api_target(url: str) -> None:
+    """Refuse what is not secure, and what would be refused at every use (``allowed_hosts``)."""
+    if _DOT_SEGMENT.search(_secure(url).path):
+        raise InvalidValueError(_NO_DOT_SEGMENT)
+    try:
+        read_target(url)
+    except HostNotAllowedError:
+        raise InvalidValueError(
+            "must have a host that every program reads alike: a plain name of letters, digits and "
+            "-, or an address in its shortest form"
+        ) from None
 
 
 def query_names(url: str) -> frozenset[str]:

@@ -64,11 +64,17 @@ class Completion:
     was spent: a disconnect since then wins. ``only_after`` makes it conditional on the
     connection's generation. ``may_merge`` tells of a connection id whether the caller on whose
     behalf this happens may see it: another caller's connection is never merged into.
+    ``next_test_at`` is when the connection is tested next (``None``: not by itself).
+    ``provider`` is where to revoke the tokens should the connection be gone.
+    ``revokes_replaced`` is ``Provider.revocation_request.on_reconnect``.
     """
 
     connection_id: str
+    provider: str | None = None
     tokens: TokenSet = field(repr=False)
     due_at: datetime | None
+    next_test_at: datetime | None = None
+    revokes_replaced: bool = False
     fields: Mapping[str, str] | None = None
     account: Account | None = None
     epoch: int | None = None

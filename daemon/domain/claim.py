@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from daemon.domain.admission import ProviderState
 from daemon.domain.connection import Failure, Status
+from daemon.domain.history import NewEvent
 from daemon.domain.tokens import TokenSet
 
 
@@ -33,7 +34,8 @@ class Claim:
 
     ``was_in_doubt`` tells that the attempt before it has an unknown end. ``failures`` counts
     the failed attempts since the last stored reply, ``planned_at`` is when it was due, ``delay``
-    how many seconds after the claim the fleet-wide rate allows the send.
+    how many seconds after the claim the fleet-wide rate allows the send. ``fields``,
+    ``reply_values`` and ``epoch`` are the connection's at the claim.
     """
 
     connection_id: str
@@ -46,6 +48,9 @@ class Claim:
     failures: int
     planned_at: datetime | None
     delay: float
+    fields: Mapping[str, str] = field(default_factory=dict)
+    reply_values: Mapping[str, str] = field(default_factory=dict, repr=False)
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,8 @@ class RefusalReason(StrEnum):
     """A newer generation is stored than the one the asker knows."""
     UNKNOWN = "unknown"
     """There is no such connection."""
+    DISCONNECTED = "disconnected"
+    """It was disconnected since its request was sent: the reply's tokens are to be revoked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +105,11 @@ class Settlement:
     ``tokens`` is the new set (its generation one above the claim's) or ``None`` where nothing
     came. ``state`` is the claim state afterwards, ``due_at`` the next time (``None``: never).
     ``touches_connection`` is false where the connection's own row stays as it is, as after most
-    refreshes: it then is not written.
+    refreshes: it then is not written. ``reply_values`` are those that the reply changed; they
+    touch the connection. ``events`` are recorded with it, and only if it is stored.
+
+    ``epoch`` is the connection's when it was claimed: a disconnect since then wins. ``provider``
+    and ``fields`` are for the revocation of tokens whose connection is gone.
     """
 
     connection_id: str
@@ -111,6 +122,11 @@ class Settlement:
     failures: int
     last_error: Failure | None
     touches_connection: bool
+    reply_values: Mapping[str, str] = field(default_factory=dict, repr=False)
+    events: tuple[NewEvent, ...] = ()
+    epoch: int = 0
+    provider: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 class Settled(StrEnum):
@@ -120,7 +136,7 @@ class Settled(StrEnum):
     SUPERSEDED = "superseded"
     """The row had moved on to a newer generation or another attempt: nothing was written."""
     DISCONNECTED = "disconnected"
-    """The connection was disconnected meanwhile: nothing was written, new tokens are to revoke."""
+    """It was disconnected meanwhile, or is gone: its new tokens are queued for revocation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@
     │   ├── KeyringError              a key is wrong or missing; no row was touched
     │   └── DecryptionError           one ciphertext does not open where it stands
     ├── DiscoveryError            a provider's endpoints are not known and cannot be found out
+    │   └── FieldError            ... because a connection's field is missing or cannot be used
     └── Problem                   an answer to a caller, RFC 9457
 
 The ends of token requests are values (``daemon.domain.outcome``), not exceptions.
@@ -87,6 +88,10 @@ class DecryptionError(StorageError):
 
 class DiscoveryError(TokenwardError):
     """A provider's endpoints are not known and cannot be found out. The text says what to do."""
+
+
+class FieldError(DiscoveryError):
+    """An endpoint needs a field of the connection that is missing or cannot be used there."""
 
 
 class Problem(TokenwardError):  # noqa: N818 - the term of RFC 9457

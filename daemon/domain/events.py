@@ -10,6 +10,7 @@ from typing import Protocol
 
 from daemon.domain.claim import Claim
 from daemon.domain.outcome import FailureReason, Outcome
+from daemon.domain.revocation import Initiator, RevocationResult
 
 
 class Events(Protocol):
@@ -51,3 +52,39 @@ class Events(Protocol):
 
     def provider_circuit_changed(self, provider: str, *, is_open: bool, reason: str) -> None:
         """Tell that requests to a provider were suspended or are allowed again."""
+
+    def connection_tested(
+        self, connection: str, provider: str, *, ok: bool, status: int | None, code: str | None
+    ) -> None:
+        """Tell how a test request went: its HTTP ``status``, and an error ``code`` unless ok."""
+
+    def connection_disconnected(
+        self, connection: str, provider: str, *, initiator: Initiator, is_purged: bool
+    ) -> None:
+        """Tell that a connection's tokens are erased here, whatever the provider knows."""
+
+    def connection_merged(self, connection: str, provider: str, *, merged: str) -> None:
+        """Tell that ``merged`` gave way to ``connection``, which has the same account."""
+
+    def revocation_ended(
+        self, connection: str, provider: str, *, initiator: Initiator, result: RevocationResult
+    ) -> None:
+        """Tell what became of a grant at its provider; ``QUEUED`` is followed by another end."""
+
+    def revocation_abandoned(
+        self, connection: str, provider: str, *, initiator: Initiator, error: str
+    ) -> None:
+        """Tell that a provider could not be told for so long that it is not tried any more."""
+
+    def webhook_delivered(self, event: str, connection: str, *, attempts: int) -> None:
+        """Tell that the webhook took an event (``evt_…``), after ``attempts`` requests."""
+
+    def webhook_delivery_failed(
+        self, event: str, connection: str, *, attempts: int, error: str, retry_in: float
+    ) -> None:
+        """Tell that the webhook did not take an event now; ``retry_in`` seconds."""
+
+    def webhook_delivery_dead(
+        self, event: str, connection: str, *, attempts: int, error: str
+    ) -> None:
+        """Tell that an event is not delivered any more; it stays as a dead letter."""

@@ -9,14 +9,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from daemon.domain.templates import is_label
+
 # A label or a path segment, not a text: what is longer has no business in a URL.
 LONGEST_VALUE = 255
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One field as configured. ``enum`` empty: free text; ``pattern`` matches the whole value."""
+    """One field as configured. ``enum`` empty: free text; ``pattern`` matches the whole value.
+
+    ``in_host`` says that a URL has it in its host, so that a value must be one label of it.
+    """
 
     name: str
     title: str
@@ -25,6 +29,7 @@ class Field:
     default: str | None = None
     pattern: re.Pattern[str] | None = None
     required: bool = False
+    in_host: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,29 +47,27 @@ def check_fields(
 
     ``complete`` says that nobody will be asked any more: defaults are filled in, and a required
     field without a value is an error. White space around a value is dropped; an empty value is
-    none.
+    none. A name is in at most one of the two results.
     """
     values: dict[str, str] = {}
-    errors: dict[str, str] = {}
-    for name in given:
-        if name not in fields:
-            known = ", ".join(fields) or "none"
-            errors[name] = f"is not a field of this provider; there are: {known}"
+    known = ", ".join(fields) or "none"
+    errors = {
+        name: f"is not a field of this provider; there are: {known}"
+        for name in given
+        if name not in fields
+    }
     for name, wanted in fields.items():
         value = given.get(name)
-        if isinstance(value, str):
-            value = value.strip()
+        value = value.strip() if isinstance(value, str) else value
         if value is None or value == "":
-            if complete and wanted.default is not None:
-                values[name] = wanted.default
-            elif complete and wanted.required:
+            value = wanted.default if complete else None
+        if value is None:
+            if complete and wanted.required:
                 errors[name] = "is required"
-            continue
-        reason = why_not(wanted, value)
-        if reason is None and isinstance(value, str):
-            values[name] = value
+        elif (reason := why_not(wanted, value)) is not None:
+            errors[name] = reason
         else:
-            errors[name] = reason or "must be text"
+            values[name] = str(value)
     return FieldValues(values=values, errors=errors)
 
 
@@ -74,10 +77,21 @@ def why_not(wanted: Field, value: object) -> str | None:
         return "must be text"
     if len(value) > LONGEST_VALUE:
         return f"must be at most {LONGEST_VALUE} characters"
-    if _CONTROL.search(value):
-        return "must not contain line breaks or other control characters"
+    if not value.isprintable():
+        return "must not contain line breaks or other characters that cannot be seen"
+    if value in {".", ".."}:
+        return "must not be . or .."
+    return _misfit(wanted, value)
+
+
+def _misfit(wanted: Field, value: str) -> str | None:
     if wanted.enum and value not in wanted.enum:
         return f"must be one of {', '.join(wanted.enum)}"
     if wanted.pattern is not None and not wanted.pattern.fullmatch(value):
         return wanted.help or f"must match the pattern {wanted.pattern.pattern}"
+    if wanted.in_host and not is_label(value):
+        return (
+            "must be one part of a host name: letters, digits and -, without dots, https:// or "
+            "anything else of an address"
+        )
     return None

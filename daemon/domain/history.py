@@ -44,7 +44,7 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A stored event. ``id`` rises with time, over all connections."""
+    """A stored event. ``id`` rises over all connections; see :func:`passable` for followers."""
 
     id: int
     type: EventType
@@ -66,7 +66,27 @@ class History(Protocol):
         """Return up to ``limit`` events of a connection, newest first, older than ``before``."""
 
     async def after(self, event_id: int, *, limit: int) -> list[Event]:
-        """Return up to ``limit`` events of all connections above ``event_id``, oldest first."""
+        """Return up to ``limit`` events of all connections above ``event_id``, oldest first.
+
+        What is on its way to be committed is not among them, even where a higher id is:
+        whoever follows takes ``daemon.persistence.history.EventTail``.
+        """
 
     async def newest_id(self) -> int:
         """Return the highest id there is; 0 where there is none."""
+
+
+def passable(ids: Sequence[int], *, position: int, settled: int) -> int:
+    """Return how many of ``ids`` a follower that stands at ``position`` may take now. Pure.
+
+    Ids are given out before their transactions commit, so 7 may be there before 6 is. Whoever then
+    moved to 7 would never see 6. ``ids`` are those found above ``position``, rising; ``settled`` is
+    an id that was given out so long ago that every lower one that is still missing never comes.
+    """
+    taken = 0
+    for number in ids:
+        if number > settled + 1 and number > position + 1:
+            break
+        position = number
+        taken += 1
+    return taken

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -23,7 +24,9 @@ class JournaledReply:
     """One reply.
 
     ``generation`` is the connection's when the request was sent: only on top of it may the reply
-    be stored. ``scopes`` are those requested; ``sent_at`` is when the request left.
+    be stored. ``scopes`` are those requested; ``sent_at`` is when the request left. ``epoch`` is
+    the connection's then: a disconnect since then wins. ``fields`` are those that the request was
+    made with; an exchange makes them the connection's.
     """
 
     attempt: str
@@ -34,6 +37,8 @@ class JournaledReply:
     scopes: tuple[str, ...]
     sent_at: datetime
     reply: RawReply
+    epoch: int = 0
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 class ReplyJournal(Protocol):

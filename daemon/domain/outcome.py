@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class OutcomeKind(StrEnum):
@@ -43,7 +45,8 @@ class Granted:
 
     ``refresh_token`` is ``None`` where the reply has none: the one in hand stays. ``expires_in``
     is in seconds, may be 0 or negative, and is ``None`` where the reply says nothing usable.
-    ``scopes`` is ``None`` where the reply has none: the requested ones were granted.
+    ``scopes`` is ``None`` where the reply has none: the requested ones were granted. ``members``
+    are those of the whole reply less everything secret, for templates and selectors (``token.``).
     """
 
     access_token: str = field(repr=False)
@@ -51,6 +54,7 @@ class Granted:
     refresh_token: str | None = field(default=None, repr=False)
     expires_in: float | None = None
     scopes: tuple[str, ...] | None = None
+    members: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

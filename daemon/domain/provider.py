@@ -79,10 +79,12 @@ class Endpoints:
 class TestRequest:
     """The request that tells whether a token works, and whose it is.
 
-    Exactly one of ``path`` (below ``api_base_url``) and ``url`` is set. ``expect`` must be truthy
-    for the reply to count as good. ``interval`` is how often each connection is tested by itself
-    (``None``: never); ``only_unexpiring`` limits that to tokens without an expiry, whose end
-    nothing else would tell.
+    Exactly one of ``path`` (below ``api_base_url``) and ``url`` is set. What ``Provider.request``
+    puts on every request is on this one, too, but for what needs this one's reply (``me.``);
+    ``headers`` and ``query`` go before it, and may hold ``{access_token}``. ``body`` is sent as
+    JSON, or as a form where the headers say so. ``expect`` must be truthy for the reply to count as
+    good. ``interval`` is how often each connection is tested by itself (``None``: never);
+    ``only_unexpiring`` limits that to tokens without an expiry, whose end nothing else would tell.
     """
 
     __test__ = False  # not a test of ours
@@ -100,7 +102,13 @@ class TestRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestValues:
-    """What is put on every proxied request. ``body`` is merged into JSON objects and forms."""
+    """What is put on every proxied request. ``body`` is merged into JSON objects and forms.
+
+    ``headers`` and ``query`` alone may hold ``{access_token}``, for APIs that want it there: a name
+    like any other (``templates.ACCESS_TOKENS``), which the sender fills in and nobody stores. Then
+    the token is sent there only (RFC 6750 2: one method in a request), else as ``Authorization:
+    Bearer``. ``headers`` never name what belongs to the transport, nor cookies.
+    """
 
     headers: Mapping[str, Template] = field(default_factory=dict)
     query: Mapping[str, Template] = field(default_factory=dict)
@@ -148,8 +156,10 @@ class Provider:
     authorization response (RFC 9207 3); ``token_response`` maps an RFC 6749 5.1 member name to the
     selector that finds it in this provider's replies. ``tokens_never_expire`` says that an access
     token without ``expires_in`` is good until it is revoked (``default_lifetime: never``).
-    ``allowed_hosts`` are exact names, or begin with one ``*.``, in lower case; empty where the
-    provider has no API configured. ``reply_names`` are the names (``token.instance_url``,
+    ``allowed_hosts`` are exact names or addresses, or begin with one ``*.``, in lower case, with a
+    port where that is not the scheme's own. Empty where the provider has no API configured, and
+    where the host of ``api_base_url`` is known only with a connection's values: then that host,
+    rendered, is the one that is allowed. ``reply_names`` are the names (``token.instance_url``,
     ``me.id``, …) whose values are kept with a connection, because a template of ``api_base_url``,
     ``test`` or ``request`` needs them later.
     """

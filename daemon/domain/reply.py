@@ -19,6 +19,8 @@ class Fault(StrEnum):
     """The host name could not be resolved."""
     CONNECT = "connect"
     """Refused, no route, or no connection within the connect timeout."""
+    ADDRESS = "address"
+    """The name resolves only to addresses that this request may not reach."""
     CERTIFICATE = "certificate"
     """The server's certificate is not valid for this host."""
     TLS = "tls"

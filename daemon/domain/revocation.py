@@ -69,5 +69,8 @@ class RevocationQueue(Protocol):
     async def later(self, revocation_id: int, *, at: datetime, error: str) -> None:
         """Try again at ``at``; ``error`` is a sentence safe to show."""
 
+    async def count(self, connection_id: str) -> int:
+        """Return how many tokens of a connection are still to be revoked."""
+
     async def next_at(self) -> datetime | None:
         """Return when the next row is due; ``None`` where the queue is empty."""

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from daemon.domain.connection import Status
 from daemon.domain.outcome import Granted
+from daemon.domain.provider import Provider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +32,29 @@ class TokenSet:
         return None if self.expires_at is None else (self.expires_at - now).total_seconds()
 
 
+def lifetime_of(provider: Provider, default: timedelta) -> timedelta | None:
+    """Return how long a token is good whose reply does not say it; ``None`` is until revoked.
+
+    ``default`` is the one of the settings, where the provider has none.
+    """
+    if provider.tokens_never_expire:
+        return None
+    return provider.default_lifetime or default
+
+
 def tokens_of(
     granted: Granted,
     *,
     before: TokenSet | None,
     requested: tuple[str, ...],
     sent_at: datetime,
-    default_lifetime: timedelta,
+    default_lifetime: timedelta | None,
 ) -> TokenSet:
     """Return the token set that a reply brings; ``before`` is the one it follows.
 
     The one place where a lifetime becomes a time. It counts from when the request left
-    (reliability B9), and none is endless. A reply without ``refresh_token`` keeps the old one
+    (reliability B9). ``default_lifetime`` is ``lifetime_of`` the provider: only where that is
+    ``None`` may a token be without an end. A reply without ``refresh_token`` keeps the old one
     (RFC 6749 6); one without ``scope`` leaves what was granted, or grants what was ``requested``
     (5.1).
     """
@@ -56,7 +68,7 @@ def tokens_of(
         token_type=granted.token_type,
         scopes=unsaid if granted.scopes is None else granted.scopes,
         issued_at=sent_at,
-        expires_at=sent_at + lifetime,
+        expires_at=None if lifetime is None else sent_at + lifetime,
     )
 
 

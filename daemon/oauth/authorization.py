@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
 from daemon.domain.authorization import AuthorizationStore, PendingAuthorization, Ticket
 from daemon.domain.clock import Clock, Entropy
 from daemon.domain.connection import Connection
-from daemon.domain.errors import DiscoveryError
-from daemon.domain.provider import Provider
+from daemon.domain.errors import DiscoveryError, FieldError
+from daemon.domain.provider import Provider, provider_for
+from daemon.domain.templates import TemplateError
 from daemon.oauth.query import with_query
 
 TICKET_LIFETIME = timedelta(minutes=30)
@@ -53,6 +54,18 @@ def fingerprint(secret: str) -> bytes:
 def code_challenge(code_verifier: str) -> str:
     """Return the S256 challenge of RFC 7636 4.2; ``plain`` is never used."""
     return _base64url(hashlib.sha256(code_verifier.encode("ascii")).digest())
+
+
+def tenant_of(provider: Provider, fields: Mapping[str, str]) -> Provider:
+    """Return ``provider`` with a connection's fields in its URLs (``provider_for``).
+
+    Raises:
+        FieldError: one is missing or cannot stand where it is wanted; the text names it.
+    """
+    try:
+        return provider_for(provider, fields)
+    except TemplateError as error:
+        raise FieldError(f"A URL of provider {provider.name} needs it: {error}.") from error
 
 
 def authorization_url(
@@ -130,14 +143,22 @@ class Authorizer:
         return ticket, f"{self._public_url}/connect/{secret}"
 
     async def begin(
-        self, ticket: Ticket, connection: Connection, provider: Provider, browser_binding: str
+        self,
+        ticket: Ticket,
+        connection: Connection,
+        provider: Provider,
+        browser_binding: str,
+        *,
+        fields: Mapping[str, str],
     ) -> str:
         """Start a transaction and return the URL to send the browser to.
 
-        That URL holds the state: it goes to the browser and nowhere else. Raises DiscoveryError
-        where configuration and metadata do not tell where to go, and DatabaseUnavailableError.
+        That URL holds the state: it goes to the browser and nowhere else. ``fields`` become the
+        connection's if the authorization succeeds. Raises DiscoveryError where configuration and
+        metadata do not tell where to go (FieldError where a field does not), and
+        DatabaseUnavailableError.
         """
-        resolved = await self._resolver.resolve(provider)
+        resolved = await self._resolver.resolve(tenant_of(provider, fields))
         endpoints = resolved.endpoints
         if endpoints.authorization is None or endpoints.token is None:
             raise DiscoveryError(
@@ -157,6 +178,7 @@ class Authorizer:
             browser_hash=fingerprint(browser_binding),
             scopes=connection.requested_scopes or resolved.scopes,
             return_url=ticket.return_url,
+            fields=dict(fields),
             expires_at=self._clock.now() + STATE_LIFETIME,
         )
         await self._store.begin(authorization)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from base64 import b32encode
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 
-from daemon.domain.clock import Entropy
+from daemon.domain.clock import Clock, Entropy
 from daemon.domain.events import Events
+from daemon.domain.history import EventType, NewEvent
 from daemon.oauth.authorization_words import OURS, PROVIDERS, UNKNOWN
 
 log = structlog.get_logger()
@@ -29,11 +31,13 @@ class Fault:
     """What ended an authorization: a code of ours, or one that the provider sent.
 
     ``detail`` is a further sentence of ours, for operators; it is shown and logged.
+    ``is_recorded`` says that the history has it already, with what it made the store do.
     """
 
     code: str
     from_provider: bool = False
     detail: str = ""
+    is_recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +58,23 @@ class Failed:
 
 
 class AuthorizationFailures:
-    """Turns faults into pages' words, each with a reference that is told to ``events`` too."""
+    """Turns faults into pages' words, each with a reference that is told to ``events`` too.
 
-    def __init__(self, *, events: Events, entropy: Entropy) -> None:
+    ``record`` puts a failure into its connection's history; it must neither block nor raise.
+    """
+
+    def __init__(
+        self,
+        *,
+        events: Events,
+        clock: Clock,
+        entropy: Entropy,
+        record: Callable[[NewEvent], None] = lambda _: None,
+    ) -> None:
         self._events = events
+        self._clock = clock
         self._entropy = entropy
+        self._record = record
 
     def report(
         self, fault: Fault, *, connection: str | None = None, provider: str | None = None
@@ -71,6 +87,16 @@ class AuthorizationFailures:
         )
         if fault.detail:
             log.warning("authorization_failure_explained", reference=reference, detail=fault.detail)
+        if connection is not None and provider is not None and not fault.is_recorded:
+            self._record(
+                NewEvent(
+                    type=EventType.AUTHORIZATION_FAILED,
+                    connection=connection,
+                    provider=provider,
+                    at=self._clock.now(),
+                    detail={"code": failed.code, "reference": reference},
+                )
+            )
         return failed
 
 

@@ -7,6 +7,8 @@ or nothing. Only what gets past both is worth a token request.
 from __future__ import annotations
 
 import hmac
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -19,16 +21,33 @@ from daemon.oauth.query import decode, is_well_formed, raw_pairs
 # RFC 6749 4.1.2 sets no limit on a code's length; 8 KiB is what servers take as a request line.
 MAX_RESPONSE = 8192
 _READ = ("code", "state", "iss", "error")
+# Prose of the provider that nobody reads, and tokens of grants that are not supported.
+_IGNORED = frozenset({"error_description", "error_uri", "access_token", "id_token", "token_type"})
+# What templates and selectors may name as ``callback.``.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_MOST_OTHERS = 20
+_LONGEST_OTHER = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackParams:
-    """A well-formed authorization response: exactly one of ``code`` and ``error`` is set."""
+    """A well-formed authorization response: exactly one of ``code`` and ``error`` is set.
+
+    ``others`` are the parameters that only a provider's templates know (``callback.``): never
+    shown, never logged.
+    """
 
     state: str = field(repr=False)
     code: str | None = field(default=None, repr=False)
     error: str | None = None
     iss: str | None = None
+    others: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def as_query(self) -> dict[str, str]:
+        """Return what :func:`parse_callback` reads as the same again."""
+        known = {"code": self.code, "error": self.error, "state": self.state, "iss": self.iss}
+        given = {name: value for name, value in known.items() if value is not None}
+        return {**self.others, **given}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +64,17 @@ class CallbackRejection:
 def parse_callback(raw: str) -> CallbackParams | CallbackRejection:
     """Read a raw query string, or the raw body of a ``form_post`` response.
 
-    Parameters nobody knows are ignored (RFC 6749 4.1.2), and so is what ``error_description``
-    and ``error_uri`` say. A parameter without a value counts as absent (RFC 6749 3.1). Of those
-    that are read, each may come once, in UTF-8, without control characters.
+    Parameters nobody knows never fail a response (RFC 6749 4.1.2); up to 20 of up to 1 KiB are
+    kept, where each comes once. What ``error_description`` and ``error_uri`` say is ignored. A
+    parameter without a value counts as absent (RFC 6749 3.1). Of those that are read, each may
+    come once, in UTF-8, without control characters.
     """
     if len(raw) > MAX_RESPONSE or not is_well_formed(raw):
         return CallbackRejection()
     found: dict[str, list[str | None]] = {name: [] for name in _READ}
+    others: dict[str, list[str | None]] = {}
     for name, value in raw_pairs(raw):
-        if name in found:
-            found[name].append(decode(value))
+        (found if name in found else others).setdefault(name, []).append(decode(value))
     states = found.pop("state")
     state = states[0] if len(states) == 1 else None
     if state is None or not is_secret(state):
@@ -64,15 +84,30 @@ def parse_callback(raw: str) -> CallbackParams | CallbackRejection:
     code, iss, error = (values[0] if values else None for values in found.values())
     if bool(code) == bool(error):
         return CallbackRejection(state=state)
-    return CallbackParams(state=state, code=code or None, error=error or None, iss=iss)
+    return CallbackParams(
+        state=state, code=code or None, error=error or None, iss=iss, others=_kept(others)
+    )
+
+
+def _kept(others: Mapping[str, list[str | None]]) -> dict[str, str]:
+    """Return those of the other parameters that a template may use."""
+    kept: dict[str, str] = {}
+    for name, values in others.items():
+        value = values[0]
+        if len(values) > 1 or not value or name in _IGNORED or not _NAME.fullmatch(name):
+            continue
+        if len(value) <= _LONGEST_OTHER and len(kept) < _MOST_OTHERS:
+            kept[name] = value
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedCode:
-    """A code that may be exchanged, once, as a client of ``provider``."""
+    """A code that may be exchanged, once, as a client of ``provider``; the rest came with it."""
 
     provider: Provider
     code: str = field(repr=False)
+    callback: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def transaction_fault(
@@ -102,7 +137,7 @@ def judge_response(
         return Fault("provider_not_configured")
     if params.code is None:
         return Fault("invalid_callback")
-    return AcceptedCode(provider, params.code)
+    return AcceptedCode(provider, params.code, params.others)
 
 
 def _same_browser(authorization: PendingAuthorization, browser_binding: str | None) -> bool:

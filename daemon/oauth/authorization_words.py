@@ -95,6 +95,33 @@ OURS: Mapping[str, Words] = MappingProxyType(
             "The connection was removed while you were at {provider}. Nothing was stored.",
             _AGAIN,
         ),
+        "disconnected": Words(
+            "This connection was disconnected",
+            "It was disconnected while you were at {provider}. Nothing was stored, and what"
+            " {provider} granted is given back.",
+            _AGAIN,
+        ),
+        "other_account": Words(
+            "That is another account",
+            "You signed in at {provider} with another account than the one that this connection is"
+            " for. Nothing was changed.",
+            "Sign in at {provider} with the account named below and connect again. If you meant to"
+            " add an account, ask for a new connection.",
+        ),
+        "connected_elsewhere": Words(
+            "That account is connected already",
+            "The account that you chose at {provider} belongs to another connection of this"
+            " service, which is not yours to change. Nothing was connected.",
+            "Connect again with another account. If you need this one, tell the operator of this"
+            " service, and give them the code and the reference below.",
+        ),
+        "fields_unusable": Words(
+            "Something is missing",
+            "Where {provider} is to be found depends on a value, such as a region or a subdomain,"
+            " that is missing or cannot be used. Nothing was connected.",
+            "Open the connect link again and fill in what it asks for. If it asks for nothing,"
+            " tell who gave you the link.",
+        ),
         "not_stored": Words(
             "The result could not be stored",
             "{provider} accepted, but this service could not save the result.",

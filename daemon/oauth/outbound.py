@@ -39,17 +39,20 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from daemon.domain.reply import Fault, NoReply, RawReply
+from daemon.oauth.addresses import AddressRefusedError
 from daemon.oauth.token_request import USER_AGENT
 
 MAX_BODY = 1024 * 1024
 _MAX_HEADERS = 64
 _MAX_LINE = 8190
-_CONNECT_TIMEOUT = 5.0
+CONNECT_TIMEOUT = 5.0
+"""Seconds for name, connection and TLS session together."""
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _RAW_DEFLATE = -zlib.MAX_WBITS
 # ``ClientError`` and ``OSError`` cover the connection, the others what a server can make of
 # aiohttp's parser and our decoder.
-_ERRORS = (ClientError, HttpProcessingError, OSError, ValueError)
+ERRORS = (ClientError, HttpProcessingError, OSError, ValueError)
+"""What a session raises for what a server or network does."""
 # In this order: a certificate error is a connector error too.
 _FAULTS: tuple[tuple[type[BaseException], Fault], ...] = (
     (InvalidURL, Fault.URL),
@@ -75,29 +78,23 @@ class _RefusedError(Exception):
 
 
 @dataclass(slots=True)
-class _Progress:
+class Progress:
     """What is known of one request. ``sending`` turns true right before its first byte."""
 
-    may_send: Callable[[], bool] | None
+    may_send: Callable[[], bool] | None = None
     sending: bool = False
 
 
 class Outbound:
     """Sends requests to providers. An async context manager; one for the whole process.
 
-    ``ssl_context`` must verify certificate and host name, as ``create_default_context`` does (it
-    takes 21 ms, so it is made once). No redirect is followed, no cookie kept, no proxy or netrc
-    taken from the environment, and no request is ever sent twice.
+    ``ssl_context`` must verify certificate and host name, as ``create_default_context`` does. No
+    redirect is followed, no cookie kept, no proxy or netrc taken from the environment, and no
+    request is ever sent twice.
     """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
-        self._ssl_context = ssl_context or ssl.create_default_context()
-        verifies = self._ssl_context.verify_mode is ssl.CERT_REQUIRED
-        if not (verifies and self._ssl_context.check_hostname):
-            raise ValueError("the TLS context must verify certificate and host name")
-        self._ssl_context.minimum_version = max(
-            ssl.TLSVersion.TLSv1_2, self._ssl_context.minimum_version
-        )
+        self._ssl_context = verifying(ssl_context)
         self._session: ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -110,8 +107,8 @@ class Outbound:
             max_line_size=_MAX_LINE,
             max_field_size=_MAX_LINE,
             # The hard timeout is our own, over everything: aiohttp rounds long ones up.
-            timeout=ClientTimeout(total=None, connect=_CONNECT_TIMEOUT),
-            trace_configs=[_tracing()],
+            timeout=ClientTimeout(total=None, connect=CONNECT_TIMEOUT),
+            trace_configs=[tracing()],
         )
         return self
 
@@ -139,7 +136,7 @@ class Outbound:
         is asked when the connection stands, right before the first byte. Never raises for what a
         server or network does; when cancelled, the fate of the request is unknown.
         """
-        progress = _Progress(may_send=may_send)
+        progress = Progress(may_send=may_send)
         return await self._request(
             "POST", url, headers, body=body, hard_timeout=hard_timeout, progress=progress
         )
@@ -149,13 +146,27 @@ class Outbound:
     ) -> RawReply | NoReply:
         """Fetch a document, with the same limits as :meth:`post`."""
         headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT} | dict(headers)
-        progress = _Progress(may_send=None)
+        progress = Progress()
         return await self._request(
             "GET", url, headers, body=None, hard_timeout=hard_timeout, progress=progress
         )
 
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        hard_timeout: float,
+    ) -> RawReply | NoReply:
+        """Send once by any method, with the same limits as :meth:`post`."""
+        return await self._request(
+            method, url, headers, body=body, hard_timeout=hard_timeout, progress=Progress()
+        )
+
     def _connector(self) -> TCPConnector:
-        """Return the connector; the address guard's ``socket_factory`` belongs here.
+        """Return the connector.
 
         No pool: a kept connection that the server closes meanwhile would put every first request
         on it in doubt. No limit either: how much may be in flight is decided by those who send.
@@ -170,34 +181,72 @@ class Outbound:
         *,
         body: bytes | None,
         hard_timeout: float,
-        progress: _Progress,
+        progress: Progress,
     ) -> RawReply | NoReply:
         if self._session is None:
             raise RuntimeError("Outbound is used outside its context")
-        try:
-            async with (
-                asyncio.timeout(hard_timeout),
-                self._session.request(
-                    method,
-                    # Encoded: the endpoint's own query is kept byte for byte (RFC 6749 3.2).
-                    URL(url, encoded=True),
-                    headers=headers,
-                    data=body,
-                    allow_redirects=False,
-                    trace_request_ctx=progress,
-                ) as response,
-            ):
-                return await _read(response)
-        except _RefusedError as error:
-            return NoReply(sent=progress.sending, fault=error.fault)
-        except _ERRORS as error:
-            return NoReply(sent=progress.sending, fault=_fault(error, sending=progress.sending))
+        return await send_once(
+            self._session,
+            method,
+            url,
+            headers,
+            body=body,
+            hard_timeout=hard_timeout,
+            progress=progress,
+        )
 
 
-def _tracing() -> TraceConfig:
-    tracing: TraceConfig = TraceConfig()
-    tracing.on_request_headers_sent.append(_before_first_byte)
-    return tracing
+async def send_once(
+    session: ClientSession,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    body: bytes | None,
+    hard_timeout: float,
+    progress: Progress,
+) -> RawReply | NoReply:
+    """Send one request by a session that has :func:`tracing`, and read its whole reply.
+
+    Never raises for what a server or network does; when cancelled, the fate is unknown.
+    """
+    try:
+        async with (
+            asyncio.timeout(hard_timeout),
+            session.request(
+                method,
+                # Encoded: the endpoint's own query is kept byte for byte (RFC 6749 3.2).
+                URL(url, encoded=True),
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                trace_request_ctx=progress,
+            ) as response,
+        ):
+            return await _read(response)
+    except _RefusedError as error:
+        return NoReply(sent=progress.sending, fault=error.fault)
+    except ERRORS as error:
+        return NoReply(sent=progress.sending, fault=fault_of(error, sending=progress.sending))
+
+
+def verifying(ssl_context: ssl.SSLContext | None) -> ssl.SSLContext:
+    """Return a context that verifies certificate and host name, with TLS 1.2 or later.
+
+    Making one takes 21 ms, so one is shared. Raises ``ValueError`` for a given one that does not.
+    """
+    context = ssl_context or ssl.create_default_context()
+    if context.verify_mode is not ssl.CERT_REQUIRED or not context.check_hostname:
+        raise ValueError("the TLS context must verify certificate and host name")
+    context.minimum_version = max(ssl.TLSVersion.TLSv1_2, context.minimum_version)
+    return context
+
+
+def tracing() -> TraceConfig:
+    """Return the hook that tells whether a request was sent, and keeps it from being sent twice."""
+    config: TraceConfig = TraceConfig()
+    config.on_request_headers_sent.append(_before_first_byte)
+    return config
 
 
 async def _before_first_byte(
@@ -207,7 +256,7 @@ async def _before_first_byte(
 
     Raising closes the connection with nothing written.
     """
-    progress: _Progress = context.trace_request_ctx
+    progress: Progress = context.trace_request_ctx
     if progress.sending:
         # aiohttp repeats what it takes for idempotent after a lost connection. We never do.
         raise _RefusedError(Fault.DISCONNECTED)
@@ -216,7 +265,10 @@ async def _before_first_byte(
     progress.sending = True
 
 
-def _fault(error: BaseException, *, sending: bool) -> Fault:
+def fault_of(error: BaseException, *, sending: bool) -> Fault:
+    """Return why a request has no whole reply. ``sending``: its first byte had left."""
+    if isinstance(error, ClientConnectorError) and isinstance(error.os_error, AddressRefusedError):
+        return Fault.ADDRESS
     fault = next((fault for kind, fault in _FAULTS if isinstance(error, kind)), None)
     if fault is None:
         return Fault.MALFORMED if sending else Fault.URL

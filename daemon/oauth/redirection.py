@@ -7,8 +7,7 @@ browser or the handler, an exchange that has begun runs on until its tokens are 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from daemon.domain.authorization import AuthorizationStore, PendingAuthorization
@@ -17,16 +16,15 @@ from daemon.domain.connection import Connection
 from daemon.domain.errors import (
     DatabaseUnavailableError,
     DiscoveryError,
+    FieldError,
     JournalError,
     StorageError,
 )
-from daemon.domain.events import Events
 from daemon.domain.journal import JournaledReply, Purpose, ReplyJournal
 from daemon.domain.outcome import Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
-from daemon.domain.tokens import TokenSet, tokens_of
-from daemon.oauth.authorization import ProviderResolver, fingerprint
+from daemon.oauth.authorization import ProviderResolver, fingerprint, tenant_of
 from daemon.oauth.authorization_errors import AuthorizationFailures, Failed, Fault
 from daemon.oauth.authorization_response import (
     AcceptedCode,
@@ -35,13 +33,12 @@ from daemon.oauth.authorization_response import (
     judge_response,
     transaction_fault,
 )
+from daemon.oauth.completing import Completed, Completing, Grant
 from daemon.oauth.token_endpoint import Received
 from daemon.oauth.token_request import Exchange
 
 # A person is waiting, and so is the ingress between us; most give up after a minute.
 EXCHANGE_TIMEOUT = 30.0
-STORE_PATIENCE = 30.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 _T = TypeVar("_T")
 
@@ -71,25 +68,11 @@ class Spawn(Protocol):
         """Run ``work`` as a task of the owner; cancelling this call leaves the task alone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """An authorization whose tokens are stored. ``return_url`` is as the ticket was given it."""
+class Connections(Protocol):
+    """Where connections are read."""
 
-    connection: Connection
-    return_url: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learning:
-    """What follows a stored token set.
-
-    ``plan`` says when its first refresh is due (pure); ``authorized`` tells the cache, and
-    must neither block nor raise; ``default_lifetime`` holds where reply and provider say nothing.
-    """
-
-    plan: Callable[[TokenSet, Provider, str], datetime | None]
-    authorized: Callable[[Connection, TokenSet], None] = field(default=lambda _, __: None)
-    default_lifetime: Callable[[], timedelta]
+    async def get(self, connection_id: str) -> Connection | None:
+        """Return a connection. Raises DatabaseUnavailableError."""
 
 
 class Redirection:
@@ -99,24 +82,24 @@ class Redirection:
         self,
         *,
         store: AuthorizationStore,
+        connections: Connections,
         providers: Callable[[str], Provider | None],
         resolver: ProviderResolver,
         token_endpoint: CodeExchange,
-        learning: Learning,
+        completing: Completing,
         journal: ReplyJournal,
         failures: AuthorizationFailures,
-        events: Events,
         clock: Clock,
         spawn: Spawn,
     ) -> None:
         self._store = store
+        self._connections = connections
         self._providers = providers
         self._resolver = resolver
         self._token_endpoint = token_endpoint
-        self._learning = learning
+        self._completing = completing
         self._journal = journal
         self._failures = failures
-        self._events = events
         self._clock = clock
         self._spawn = spawn
 
@@ -152,28 +135,61 @@ class Redirection:
             return self._fail(authorization, fault)
         provider = self._providers(authorization.provider)
         try:
-            resolved = provider and await self._resolver.resolve(provider)
+            tenant = provider and tenant_of(provider, authorization.fields)
+            resolved = tenant and await self._resolver.resolve(tenant)
+        except FieldError as error:
+            return self._fail(authorization, Fault("fields_unusable", detail=str(error)))
         except DiscoveryError as error:
             # Whether this provider must send ``iss`` is unknown: its answer cannot be judged.
             return self._fail(authorization, Fault("provider_unavailable", detail=str(error)))
         accepted = judge_response(authorization, params, resolved)
         if isinstance(accepted, Fault):
             return self._fail(authorization, accepted)
-        return await self._spawn(self._exchange(authorization, accepted))
+        return await self._spawn(self._exchange(authorization, accepted, provider))
 
     async def _exchange(
-        self, authorization: PendingAuthorization, accepted: AcceptedCode
+        self,
+        authorization: PendingAuthorization,
+        accepted: AcceptedCode,
+        configured: Provider | None,
     ) -> Completed | Failed:
+        try:
+            connection = await self._connections.get(authorization.connection_id)
+        except DatabaseUnavailableError:
+            # The state is used up, so this is the person's only chance: go on without.
+            connection = None
+        else:
+            if connection is None:
+                return self._fail(authorization, Fault("connection_gone"))
         sent_at = self._clock.now()
         try:
             async with self._journal.reserved():
                 outcome = await self._send(authorization, accepted, sent_at)
         except JournalError as error:
             return self._fail(authorization, Fault("journal_unavailable", detail=str(error)))
-        ended = await self._end(authorization, accepted, outcome, sent_at)
-        if isinstance(ended, Completed) or outcome.granted is None:
-            await self._journal.settled(_attempt(authorization))
-        return ended
+        if outcome.granted is None:
+            return await self._settle(authorization, exchange_fault(outcome))
+        grant = Grant(
+            authorization=authorization,
+            configured=configured or accepted.provider,
+            provider=accepted.provider,
+            granted=outcome.granted,
+            callback=accepted.callback,
+            sent_at=sent_at,
+            connection=connection,
+        )
+        try:
+            return await self._settle(authorization, await self._completing.keep(grant))
+        except StorageError:
+            # The journal has the tokens: the next start stores them.
+            return self._fail(authorization, Fault("not_stored"))
+
+    async def _settle(
+        self, authorization: PendingAuthorization, ended: Completed | Fault
+    ) -> Completed | Failed:
+        """Let the journal forget what is stored, refused and queued, or was never granted."""
+        await self._journal.settled(_attempt(authorization))
+        return self._fail(authorization, ended) if isinstance(ended, Fault) else ended
 
     async def _send(
         self, authorization: PendingAuthorization, accepted: AcceptedCode, sent_at: datetime
@@ -189,6 +205,8 @@ class Redirection:
                     scopes=authorization.scopes,
                     sent_at=sent_at,
                     reply=reply,
+                    epoch=authorization.epoch,
+                    fields=authorization.fields,
                 )
             )
 
@@ -203,58 +221,6 @@ class Redirection:
             hard_timeout=EXCHANGE_TIMEOUT,
             received=received,
         )
-
-    async def _end(
-        self,
-        authorization: PendingAuthorization,
-        accepted: AcceptedCode,
-        outcome: Outcome,
-        sent_at: datetime,
-    ) -> Completed | Failed:
-        if outcome.granted is None:
-            return self._fail(authorization, exchange_fault(outcome))
-        tokens = tokens_of(
-            outcome.granted,
-            before=None,
-            requested=authorization.scopes,
-            sent_at=sent_at,
-            default_lifetime=accepted.provider.default_lifetime
-            or self._learning.default_lifetime(),
-        )
-        return await self._keep(authorization, accepted.provider, tokens)
-
-    async def _keep(
-        self, authorization: PendingAuthorization, provider: Provider, tokens: TokenSet
-    ) -> Completed | Failed:
-        due_at = self._learning.plan(tokens, provider, authorization.connection_id)
-        try:
-            connection = await self._store_patiently(authorization, tokens, due_at)
-        except StorageError:
-            return self._fail(authorization, Fault("not_stored"))
-        if connection is None:
-            return self._fail(authorization, Fault("connection_gone"))
-        self._events.connection_authorized(
-            connection.id, provider.name, has_refresh_token=tokens.refresh_token is not None
-        )
-        self._learning.authorized(connection, replace(tokens, generation=connection.generation))
-        return Completed(connection=connection, return_url=authorization.return_url)
-
-    async def _store_patiently(
-        self, authorization: PendingAuthorization, tokens: TokenSet, due_at: datetime | None
-    ) -> Connection | None:
-        """Store, and again while the database is away: storing twice only skips a generation."""
-        give_up_at = self._clock.boottime() + STORE_PATIENCE
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return await self._store.complete(
-                    authorization.connection_id, tokens, due_at=due_at
-                )
-            except DatabaseUnavailableError:
-                if self._clock.boottime() + pause > give_up_at:
-                    raise
-            await self._clock.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _fail(self, authorization: PendingAuthorization, fault: Fault) -> Failed:
         return self._failures.report(

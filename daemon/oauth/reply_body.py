@@ -33,24 +33,43 @@ _SELECTOR_ERRORS = (
 _MAX_INTEGER_DIGITS = 25
 
 
-def read_members(
-    body: bytes, selectors: Mapping[str, ParsedResult], *, whole: bool
-) -> Mapping[str, object] | None:
-    """Return the members of a token reply (absent ones ``None``), or ``None`` where unreadable.
+def read_document(body: bytes, *, whole: bool) -> Mapping[str, object] | None:
+    """Return the body of a token reply as an object, or ``None`` where unreadable.
 
-    ``selectors`` override where a member is found: one that finds nothing makes its member absent.
     ``whole`` tells that the body's end was announced: without that a form may have been cut
     anywhere and still look complete, so it is not read. Members given twice make it unreadable.
     """
     try:
         text = body.decode("utf-8-sig").strip()
-        document = _json_object(text) if text.startswith("{") else _form(text) if whole else None
+        return _json_object(text) if text.startswith("{") else _form(text) if whole else None
     except (ValueError, RecursionError):
         return None
-    if document is None:
-        return None
+
+
+def members_of(
+    document: Mapping[str, object], selectors: Mapping[str, ParsedResult]
+) -> Mapping[str, object]:
+    """Return the members of RFC 6749 in a reply; absent ones are ``None``.
+
+    ``selectors`` override where a member is found: one that finds nothing makes its member absent.
+    """
     members = {name: document.get(name) for name in _MEMBERS}
-    return members | {name: _select(found, document) for name, found in selectors.items()}
+    return members | {name: select(found, document) for name, found in selectors.items()}
+
+
+def select(selector: ParsedResult, document: object) -> object:
+    """Return what a selector finds; ``None`` where it finds nothing or cannot be applied."""
+    try:
+        found: object = selector.search(document)
+    except _SELECTOR_ERRORS:
+        return None
+    return found
+
+
+def json_value(data: bytes) -> object:
+    """Read any JSON. Raises ValueError or RecursionError."""
+    found: object = json.loads(data.decode("utf-8-sig"), parse_int=_integer)
+    return found
 
 
 def json_object(data: bytes) -> Mapping[str, object]:
@@ -91,11 +110,3 @@ def _refuse_duplicates(names: Sequence[str]) -> None:
     for name in _MEMBERS:
         if names.count(name) > 1:
             raise ValueError("a member is given twice")
-
-
-def _select(selector: ParsedResult, document: Mapping[str, object]) -> object:
-    try:
-        found: object = selector.search(document)
-    except _SELECTOR_ERRORS:
-        return None
-    return found

@@ -6,12 +6,15 @@ of what was odd. Nothing here fails: a silly lifetime must not cost anybody a to
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from base64 import urlsafe_b64decode
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, TypeVar
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 from daemon.domain.provider import Provider
 from daemon.oauth.reply_body import json_object
@@ -27,6 +30,18 @@ _REFRESH_TOKEN = re.compile(r"[\x20-\x7E]+")
 _SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
 _SECONDS = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{0,20})?", re.ASCII)
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]*", re.ASCII)
+# What the key of a secret looks like, in lower case without "_" and "-": refresh_token, botToken,
+# client_secret, client_assertion, password. "token_type" and "country_code" are none.
+_SECRET_KEY = re.compile(
+    r".*(?:tokens?|jwt|verifier|apikey|privatekey)|(?:authorization|device|user)?code"
+    r"|.*(?:secret|assertion|passw|credential).*",
+    re.ASCII | re.DOTALL,
+)
+# A shorter one may well be part of a word; it is left out where it is the whole value.
+_TOKEN_LENGTH = 8
+_DEEPEST = 16
+_MAX_REST = 16_384
+_MOST_SECRETS = 100
 _DAY = 86_400.0
 # Nobody means ten years: such a number is a mistake (nanoseconds, a date, "for ever").
 _LONGEST_LIFETIME = 3_650 * _DAY
@@ -93,6 +108,27 @@ def read_scopes(value: object, provider: Provider) -> Reading[tuple[str, ...]]:
     return Reading(tuple(dict.fromkeys(names)))
 
 
+def read_rest(document: Mapping[str, object], tokens: Sequence[str]) -> Reading[dict[str, Any]]:
+    """Return all members of a reply that are no secrets: what ``token.`` stands for.
+
+    Left out, at every depth: members whose key says that they are secret, and whatever holds one
+    of ``tokens`` or the value of such a member, wherever it stands. More than 16 KiB is nothing.
+    """
+    further = list(islice(_secret_values(document, 0), _MOST_SECRETS + 1))
+    if len(further) > _MOST_SECRETS:
+        return Reading({}, ("reply_members_too_large",))
+    secrets = _Secrets([text for text in (*tokens, *further) if text])
+    rest: dict[str, Any] = _without(document, secrets, 0, by_key=True)
+    if len(json.dumps(rest)) > _MAX_REST:
+        return Reading({}, ("reply_members_too_large",))
+    return Reading(rest)
+
+
+def without_tokens(value: object, tokens: Sequence[str]) -> Any:
+    """Return JSON with ``None`` for whatever repeats one of ``tokens`` or is 16 levels down."""
+    return _without(value, _Secrets(tokens), 0, by_key=False)
+
+
 def _clamped(seconds: float) -> Reading[float]:
     if seconds > _LONGEST_LIFETIME:
         return Reading(_CLAMPED_LIFETIME, ("expires_in_clamped",))
@@ -136,3 +172,63 @@ def _scope_names(value: object, provider: Provider) -> list[str] | None:
     if provider.scope_separator == "," or not any("," in scope for scope in provider.scopes):
         value = value.replace(",", " ")
     return value.replace(provider.scope_separator or " ", " ").split()
+
+
+class _Secrets:
+    """What must not be kept, each as it is; long ones also as a part of something."""
+
+    __slots__ = ("_long", "_whole")
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._whole = frozenset(secrets)
+        self._long = [one for one in self._whole if len(one) >= _TOKEN_LENGTH]
+
+    def are_in(self, value: object) -> bool:
+        """Tell whether a key or a scalar repeats a secret."""
+        text = value if isinstance(value, str) else json.dumps(value)
+        return text in self._whole or any(one in text for one in self._long)
+
+
+def _is_secret_key(key: str) -> bool:
+    return _SECRET_KEY.fullmatch(re.sub(r"[_\W]", "", key.lower())) is not None
+
+
+def _secret_values(value: object, depth: int) -> Iterator[str]:
+    """Yield the texts below secret keys; a short one, such as "yes", is nobody's secret."""
+    if depth > _DEEPEST:
+        return
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            if _is_secret_key(str(key)):
+                yield from _texts(member, depth)
+            else:
+                yield from _secret_values(member, depth + 1)
+    elif isinstance(value, list):
+        for member in value:
+            yield from _secret_values(member, depth + 1)
+
+
+def _texts(value: object, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        if len(value) >= _TOKEN_LENGTH:
+            yield value
+    elif depth <= _DEEPEST and isinstance(value, Mapping | list):
+        for member in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(member, depth + 1)
+
+
+def _without(value: object, secrets: _Secrets, depth: int, *, by_key: bool) -> Any:
+    """Return ``value`` without secrets; ``None`` where nothing of it may be kept."""
+    if isinstance(value, Mapping | list) and depth > _DEEPEST:
+        return None
+    if isinstance(value, Mapping):
+        return {
+            key: _without(member, secrets, depth + 1, by_key=by_key)
+            for key, member in value.items()
+            if not (by_key and _is_secret_key(key)) and not secrets.are_in(key)
+        }
+    if isinstance(value, list):
+        return [_without(member, secrets, depth + 1, by_key=by_key) for member in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return None if secrets.are_in(value) else value

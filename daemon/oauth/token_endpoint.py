@@ -15,10 +15,10 @@ from pydantic import SecretStr
 
 from daemon.domain.clock import Clock
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
-from daemon.domain.provider import ClientAuthentication, Provider
+from daemon.domain.provider import Provider
 from daemon.domain.reply import Fault, NoReply, RawReply
 from daemon.oauth.token_reply import read_reply
-from daemon.oauth.token_request import Message, Refresh, encode, secrets_of
+from daemon.oauth.token_request import Message, Refresh, client_secrets, encode, secrets_of
 
 Received = Callable[[RawReply], Awaitable[None]]
 """What is done with a raw reply before anybody reads it (the journal). It must not raise."""
@@ -65,6 +65,11 @@ _EXPLANATIONS: Mapping[Fault, _Explanation] = MappingProxyType(
             _NETWORK,
             "No connection to the provider could be made. Check the token endpoint, this "
             "machine's network, and any firewall between.",
+        ),
+        Fault.ADDRESS: _Explanation(
+            FailureReason.OTHER,
+            "The provider's host name resolves to an address that may not be reached, so nothing "
+            "was sent. Check the token endpoint and this machine's DNS.",
         ),
         Fault.CERTIFICATE: _Explanation(
             _NETWORK,
@@ -154,7 +159,7 @@ class _Attempt:
         self, message: Message, *, otherwise: Outcome | None = None
     ) -> Outcome:
         """Try the client secrets in order; with no time left, ``otherwise`` or the last outcome."""
-        first, *others = _secrets(self.provider)
+        first, *others = client_secrets(self.provider)
         if otherwise is not None and self._is_over():
             return otherwise
         outcome = await self._send(message, first)
@@ -191,12 +196,6 @@ class _Attempt:
 
     def _may_send(self) -> bool:
         return self.send_by is None or self.clock.boottime() <= self.send_by
-
-
-def _secrets(provider: Provider) -> tuple[SecretStr | None, ...]:
-    if provider.token_endpoint_auth_method is ClientAuthentication.NONE:
-        return (None,)
-    return provider.client_secrets or (None,)
 
 
 def _is_unknown_client(outcome: Outcome) -> bool:

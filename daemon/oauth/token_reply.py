@@ -20,11 +20,12 @@ from http import HTTPStatus
 from daemon.domain.outcome import FailureReason, Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.oauth.error_codes import RATE_LIMITED, Meaning, meaning_of, shown
-from daemon.oauth.reply_body import read_members
+from daemon.oauth.reply_body import members_of, read_document
 from daemon.oauth.reply_members import (
     read_access_token,
     read_lifetime,
     read_refresh_token,
+    read_rest,
     read_scopes,
     read_token_type,
 )
@@ -62,8 +63,10 @@ def read_reply(
     outcome = _by_status(status)
     if outcome is None:
         whole = "content-length" in named or "transfer-encoding" in named
-        members = read_members(body, provider.token_response, whole=whole)
+        document = read_document(body, whole=whole)
+        members = None if document is None else members_of(document, provider.token_response)
         outcome = _by_members(status, members, provider=provider, now=now, sent=sent)
+        outcome = _with_the_rest(outcome, document or {}, sent)
     date = named.get("date")
     if outcome.granted is None:
         return replace(outcome, retry_after=retry_after(named.get("retry-after"), date, now))
@@ -218,6 +221,23 @@ def _success(members: Mapping[str, object], provider: Provider, now: datetime) -
             *expires_in.warnings,
             *scopes.warnings,
         ),
+    )
+
+
+def _with_the_rest(
+    outcome: Outcome, document: Mapping[str, object], sent: Sequence[str]
+) -> Outcome:
+    """Keep with a grant what else its reply says, but for all that is secret."""
+    granted = outcome.granted
+    if granted is None:
+        return outcome
+    tokens = (granted.access_token, granted.refresh_token or "", *sent)
+    rest = read_rest(document, tokens)
+    members = {} if rest.value is None else rest.value
+    return replace(
+        outcome,
+        granted=replace(granted, members=members),
+        warnings=(*outcome.warnings, *rest.warnings),
     )
 
 

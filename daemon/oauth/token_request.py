@@ -20,7 +20,7 @@ from daemon.domain.provider import ClientAuthentication, Provider, RequestFormat
 
 # GitHub refuses requests without one.
 USER_AGENT = f"tokenward/{__version__}"
-_CONTENT_TYPES = {
+CONTENT_TYPES = {
     RequestFormat.FORM: "application/x-www-form-urlencoded",
     RequestFormat.JSON: "application/json",
 }
@@ -54,6 +54,14 @@ class EncodedRequest:
     body: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientProof:
+    """What authenticates our client (RFC 6749 2.3.1): headers and parameters, to be added."""
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    params: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
 def encode(provider: Provider, secret: SecretStr | None, message: Message) -> EncodedRequest:
     """Return headers and body of a token request.
 
@@ -66,20 +74,36 @@ def encode(provider: Provider, secret: SecretStr | None, message: Message) -> En
         "Accept": "application/json",
         "Accept-Encoding": "identity",
         "Connection": "close",
-        "Content-Type": _CONTENT_TYPES[provider.token_request_format],
+        "Content-Type": CONTENT_TYPES[provider.token_request_format],
         "User-Agent": USER_AGENT,
     }
+    proof = client_authentication(provider, secret)
+    body = encoded_body(provider.token_request_format, {**params, **proof.params})
+    return EncodedRequest(headers={**headers, **proof.headers}, body=body)
+
+
+def client_authentication(provider: Provider, secret: SecretStr | None) -> ClientProof:
+    """Return what authenticates our client, at the token endpoint and wherever RFCs say the same.
+
+    Without ``secret`` it is an empty one, or, for a public client, none at all.
+    """
     password = "" if secret is None else secret.get_secret_value()
     match provider.token_endpoint_auth_method:
         case ClientAuthentication.CLIENT_SECRET_BASIC:
-            headers["Authorization"] = _basic(provider.client_id, password)
+            return ClientProof(headers={"Authorization": _basic(provider.client_id, password)})
         case ClientAuthentication.CLIENT_SECRET_POST:
-            params |= {"client_id": provider.client_id, "client_secret": password}
+            return ClientProof(params={"client_id": provider.client_id, "client_secret": password})
         case ClientAuthentication.NONE:
-            params |= {"client_id": provider.client_id}
+            return ClientProof(params={"client_id": provider.client_id})
         case _:
             assert_never(provider.token_endpoint_auth_method)
-    return EncodedRequest(headers=headers, body=_body(provider.token_request_format, params))
+
+
+def client_secrets(provider: Provider) -> tuple[SecretStr | None, ...]:
+    """Return the client secrets to try, in order; never empty."""
+    if provider.token_endpoint_auth_method is ClientAuthentication.NONE:
+        return (None,)
+    return provider.client_secrets or (None,)
 
 
 def secrets_of(message: Message, secret: SecretStr | None) -> tuple[str, ...]:
@@ -115,7 +139,8 @@ def _basic(client_id: str, client_secret: str) -> str:
     return "Basic " + b64encode(credentials.encode("ascii")).decode("ascii")
 
 
-def _body(encoding: RequestFormat, params: Mapping[str, str]) -> bytes:
+def encoded_body(encoding: RequestFormat, params: Mapping[str, str]) -> bytes:
+    """Return parameters as the body of a request of that format."""
     if encoding is RequestFormat.JSON:
         return json.dumps(params).encode("utf-8")
     return urlencode(params).encode("ascii")

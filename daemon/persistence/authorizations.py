@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 
-from daemon.domain.authorization import PendingAuthorization, Ticket
+from daemon.domain.authorization import (
+    Completion,
+    NotStored,
+    PendingAuthorization,
+    StoredAuthorization,
+    Ticket,
+)
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Connection
-from daemon.domain.tokens import TokenSet
 from daemon.persistence.cipher import TokenCipher
-from daemon.persistence.connections import INSERT_SCHEDULE, INSERT_TOKENS, PostgresConnections
+from daemon.persistence.completions import Completions
+from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.history import EventRecorder
 from daemon.persistence.postgres import Database
-from daemon.persistence.rows import seal_tokens
 
 _VERIFIER = "code_verifier"
-# Two numbers: a space of its own beside the migrations' lock. The first only has to stay the same.
-_ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(20261121, hashtext($1))"
-_LOCK_SCHEDULE = "SELECT 1 FROM refresh_schedule WHERE connection_id = $1 FOR UPDATE"
 
 
 class PostgresAuthorizations:
@@ -30,11 +32,14 @@ class PostgresAuthorizations:
         cipher: TokenCipher,
         connections: PostgresConnections,
         clock: Clock,
+        *,
+        recorder: EventRecorder,
     ) -> None:
         self._database = database
         self._cipher = cipher
         self._connections = connections
         self._clock = clock
+        self._completions = Completions(database, cipher, recorder)
 
     async def add_ticket(self, ticket: Ticket) -> None:
         """Store a ticket."""
@@ -68,7 +73,8 @@ class PostgresAuthorizations:
         await self._database.execute(
             "INSERT INTO authorizations (state_hash, connection_id, provider, issuer,"
             " token_endpoint, redirect_uri, code_verifier, browser_hash, scopes, return_url,"
-            " expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            " expires_at, fields) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
+            " $12::jsonb)",
             authorization.state_hash,
             authorization.connection_id,
             authorization.provider,
@@ -80,12 +86,14 @@ class PostgresAuthorizations:
             list(authorization.scopes),
             authorization.return_url,
             authorization.expires_at,
+            dict(authorization.fields),
         )
 
     async def consume(self, state_hash: bytes) -> PendingAuthorization | None:
         """Remove and return a transaction, expired or not: of many who ask, one receives it."""
         row = await self._database.fetchrow(
-            "DELETE FROM authorizations a WHERE state_hash = $1 RETURNING a.*, coalesce("
+            "DELETE FROM authorizations a USING connections c"
+            " WHERE a.state_hash = $1 AND c.id = a.connection_id RETURNING a.*, c.epoch, coalesce("
             "(SELECT generation FROM token_sets t WHERE t.connection_id = a.connection_id), 0)"
             " AS generation",
             state_hash,
@@ -99,54 +107,9 @@ class PostgresAuthorizations:
         values = {**dict(row), "code_verifier": opened, "scopes": tuple(row["scopes"])}
         return PendingAuthorization(**values)
 
-    async def complete(
-        self,
-        connection_id: str,
-        tokens: TokenSet,
-        *,
-        due_at: datetime | None,
-        only_after: int | None = None,
-    ) -> Connection | None:
-        """Store the tokens of a completed authorization; see the port."""
-        name = connection_id
-        now = self._clock.now()
-        async with self._database.transaction() as session:
-            # A first authorization has no schedule to lock yet, which would let a second one take
-            # its locks in another order.
-            await session.execute(_ONE_AT_A_TIME, name)
-            # The schedule's row is locked first, as a refresh's settlement does: no deadlock.
-            await session.execute(_LOCK_SCHEDULE, name)
-            provider = await session.fetchval(
-                "SELECT provider FROM connections WHERE id = $1 FOR UPDATE", name
-            )
-            generation = await session.fetchval(
-                "SELECT generation FROM token_sets WHERE connection_id = $1 FOR UPDATE", name
-            )
-            if provider is None or only_after not in {None, generation or 0}:
-                return None
-            await session.execute(
-                "UPDATE connections SET status = 'active', last_error = NULL, updated_at = $2"
-                " WHERE id = $1",
-                name,
-                now,
-            )
-            await session.execute(INSERT_SCHEDULE, name, provider, due_at)
-            stored = replace(tokens, generation=(generation or 0) + 1)
-            access, refresh = seal_tokens(self._cipher, name, stored)
-            await session.execute(
-                INSERT_TOKENS,
-                name,
-                stored.generation,
-                access,
-                refresh,
-                stored.token_type,
-                list(stored.scopes),
-                stored.issued_at,
-                stored.expires_at,
-                now,
-            )
-            await session.execute("DELETE FROM connect_tickets WHERE connection_id = $1", name)
-        return await self._connections.get(name)
+    async def complete(self, completion: Completion) -> StoredAuthorization | NotStored:
+        """Store the tokens of a completed authorization in one transaction; see the port."""
+        return await self._completions.complete(completion, now=self._clock.now())
 
     async def prune(self, *, now: datetime) -> Sequence[str]:
         """Remove expired tickets and transactions; return the ids of connections concerned."""

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
 import asyncpg
 
+from daemon.domain.completion import authorized_detail
 from daemon.domain.connection import ID_LETTERS, Connection, Status
+from daemon.domain.history import EventType, NewEvent
 from daemon.domain.tokens import CurrentToken, TokenSet
-from daemon.persistence.cipher import TokenCipher
-from daemon.persistence.postgres import Database
-from daemon.persistence.rows import connection_value, current_token, seal_tokens
-
-_SELECT = """
-SELECT c.*, t.generation, t.scopes, t.expires_at, t.stored_at,
-       t.refresh_token IS NOT NULL AS has_refresh_token, s.due_at
-FROM connections c
-LEFT JOIN token_sets t ON t.connection_id = c.id
-LEFT JOIN refresh_schedule s ON s.connection_id = c.id
-"""
+from daemon.persistence.held import store_schedule, store_tokens
+from daemon.persistence.life import ConnectionLife
+from daemon.persistence.postgres import DatabaseConnection
+from daemon.persistence.rows import SELECT_CONNECTION, connection_value, current_token
 
 _CURRENT = """
 SELECT c.id, c.provider, c.status, c.last_error, c.created_at, t.generation, t.access_token,
@@ -34,28 +29,11 @@ LEFT JOIN refresh_schedule s ON s.connection_id = c.id
 """
 
 _INSERT = """
-INSERT INTO connections (id, provider, grant_type, status, requested_scopes, metadata, return_url,
-                         created_by, created_at, updated_at)
-VALUES ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $9)
-"""
-
-INSERT_TOKENS = """
-INSERT INTO token_sets (connection_id, generation, access_token, refresh_token, token_type, scopes,
-                        issued_at, expires_at, stored_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-ON CONFLICT (connection_id) DO UPDATE
-SET generation = excluded.generation, access_token = excluded.access_token,
-    refresh_token = excluded.refresh_token, token_type = excluded.token_type,
-    scopes = excluded.scopes, issued_at = excluded.issued_at, expires_at = excluded.expires_at,
-    stored_at = excluded.stored_at
-"""
-
-# Clearing the attempt is what fences off a refresh that is still on its way.
-INSERT_SCHEDULE = """
-INSERT INTO refresh_schedule (connection_id, provider, due_at) VALUES ($1, $2, $3)
-ON CONFLICT (connection_id) DO UPDATE
-SET due_at = excluded.due_at, state = 'idle', attempt = NULL, owner = NULL, take_over_at = NULL,
-    failures = 0
+INSERT INTO connections (id, provider, grant_type, status, label, label_is_set, fields,
+                         requested_scopes, metadata, reply_values, return_url, created_by,
+                         test_due_at, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, $5::text IS NOT NULL, $6::jsonb, $7, $8::jsonb, $9::jsonb, $10, $11,
+        $12, $13, $13)
 """
 
 # A set in brackets (a first `]` is a member), or a single character.
@@ -95,55 +73,36 @@ class Filter:
     patterns: tuple[str, ...] | None = None
 
 
-class PostgresConnections:
+class PostgresConnections(ConnectionLife):
     """The connection store on PostgreSQL. Methods raise DatabaseUnavailableError."""
 
-    def __init__(self, database: Database, cipher: TokenCipher) -> None:
-        self._database = database
-        self._cipher = cipher
-
     async def create(
-        self, connection: Connection, tokens: TokenSet | None, *, due_at: datetime | None
+        self,
+        connection: Connection,
+        tokens: TokenSet | None,
+        *,
+        due_at: datetime | None,
+        next_test_at: datetime | None = None,
     ) -> bool:
-        """Store a new connection, with tokens where they were imported; ``False``: id taken."""
+        """Store a new connection, with tokens where they were imported; ``False``: id taken.
+
+        Its account is not stored: only what the provider says makes it this account's.
+        """
         try:
             async with self._database.transaction() as session:
-                await session.execute(
-                    _INSERT,
-                    connection.id,
-                    connection.provider,
-                    connection.grant,
-                    connection.status.value,
-                    list(connection.requested_scopes),
-                    dict(connection.metadata),
-                    connection.return_url,
-                    connection.created_by,
-                    connection.created_at,
-                )
+                await self._insert(session, connection, next_test_at)
                 if tokens is not None:
-                    access, refresh = seal_tokens(self._cipher, connection.id, tokens)
-                    await session.execute(
-                        INSERT_TOKENS,
-                        connection.id,
-                        tokens.generation,
-                        access,
-                        refresh,
-                        tokens.token_type,
-                        list(tokens.scopes),
-                        tokens.issued_at,
-                        tokens.expires_at,
-                        connection.created_at,
-                    )
-                    await session.execute(
-                        INSERT_SCHEDULE, connection.id, connection.provider, due_at
-                    )
+                    name, now = connection.id, connection.created_at
+                    await store_tokens(session, self._cipher, name, tokens, now=now)
+                    await store_schedule(session, name, connection.provider, due_at)
+                await self._recorder.record(session, _creation(connection, tokens))
         except asyncpg.UniqueViolationError:
             return False
         return True
 
     async def get(self, connection_id: str) -> Connection | None:
         """Return one connection."""
-        row = await self._database.fetchrow(_SELECT + " WHERE c.id = $1", connection_id)
+        row = await self._database.fetchrow(SELECT_CONNECTION + " WHERE c.id = $1", connection_id)
         return None if row is None else connection_value(row)
 
     async def page(
@@ -174,7 +133,9 @@ class PostgresConnections:
         if before is not None:
             condition("(c.created_at, c.id) < ({}, {})", *before)
         condition("true ORDER BY c.created_at DESC, c.id DESC LIMIT {}", limit)
-        rows = await self._database.fetch(_SELECT + " WHERE " + " AND ".join(where), *values)
+        rows = await self._database.fetch(
+            SELECT_CONNECTION + " WHERE " + " AND ".join(where), *values
+        )
         return [connection_value(row) for row in rows]
 
     async def current(self, ids: Sequence[str]) -> list[CurrentToken]:
@@ -240,6 +201,43 @@ class PostgresConnections:
             " WHERE status IN ('active', 'failing') GROUP BY 1"
         )
         return {row["provider"]: row["n"] for row in rows}
+
+    async def _insert(
+        self, session: DatabaseConnection, connection: Connection, next_test_at: datetime | None
+    ) -> None:
+        await session.execute(
+            _INSERT,
+            connection.id,
+            connection.provider,
+            connection.grant,
+            connection.status.value,
+            connection.label,
+            dict(connection.fields),
+            list(connection.requested_scopes),
+            dict(connection.metadata),
+            dict(connection.reply_values),
+            connection.return_url,
+            connection.created_by,
+            next_test_at,
+            connection.created_at,
+        )
+        # An id that once went into another connection is one of its own again.
+        await session.execute("DELETE FROM merged_connections WHERE id = $1", connection.id)
+
+
+def _creation(connection: Connection, tokens: TokenSet | None) -> list[NewEvent]:
+    created = NewEvent(
+        type=EventType.CREATED,
+        connection=connection.id,
+        provider=connection.provider,
+        at=connection.created_at,
+        detail={"grant": connection.grant},
+    )
+    if tokens is None:
+        return [created]
+    detail = authorized_detail(tokens, connection.requested_scopes, account_known=False)
+    imported = replace(created, type=EventType.AUTHORIZED, detail={**detail, "imported": True})
+    return [created, imported]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

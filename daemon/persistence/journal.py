@@ -301,6 +301,8 @@ class Journal:
                 "status": entry.reply.status,
                 "headers": {n: _bytes_as_text(v) for n, v in entry.reply.headers.items()},
                 "body": entry.reply.body.decode("latin-1"),
+                "epoch": entry.epoch,
+                "fields": dict(entry.fields),
             }
         )
         return self._cipher.seal(body, connection="", column=_COLUMN, generation=0)
@@ -325,6 +327,9 @@ class Journal:
                 headers={n: _text_of_bytes(v) for n, v in values["headers"].items()},
                 body=values["body"].encode("latin-1"),
             ),
+            # Segments of the version before have neither; nothing could be disconnected then.
+            epoch=values.get("epoch", 0),
+            fields=values.get("fields", {}),
         )
 
 

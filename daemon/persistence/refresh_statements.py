@@ -1,4 +1,4 @@
-"""The statements of the refresh protocol. ``refreshes`` says when each runs and why."""
+"""The statements of claims. ``refreshes`` says when each runs and why."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ WHERE connection_id = $1 FOR UPDATE
 # statement would show the tokens as they were before the wait for that lock, and a spent refresh
 # token would be sent.
 READ_CLAIMED = """
-SELECT c.id AS connection_id, c.status, c.requested_scopes, t.generation, t.access_token,
-       t.refresh_token, t.token_type, t.scopes, t.issued_at, t.expires_at
+SELECT c.id AS connection_id, c.status, c.requested_scopes, c.fields, c.reply_values, c.epoch,
+       t.generation, t.access_token, t.refresh_token, t.token_type, t.scopes, t.issued_at,
+       t.expires_at
 FROM connections c JOIN token_sets t ON t.connection_id = c.id
 WHERE c.id = ANY($1::text[])
 """
@@ -51,44 +52,6 @@ UPDATE refresh_schedule
 SET state = 'sending', owner = $2, epoch = epoch + 1, attempt = gen_random_uuid()::text,
     take_over_at = clock_timestamp() + $3, due_at = least(coalesce(due_at, $4), $4)
 WHERE connection_id = $1 RETURNING attempt
-"""
-
-# The claim's attempt id is the fence, the generation the second line: a settlement that matches
-# neither writes nothing. A reply may still settle its own attempt after it was taken over. The id
-# stays until the next claim, so that a settlement repeated after a lost answer is recognized. A
-# status that a take-over has changed since the claim is put right whatever ``touches`` says.
-SETTLE = """
-WITH input AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[],
-                         $6::int[], $7::bool[], $8::bytea[], $9::bytea[], $10::text[],
-                         $11::text[], $12::timestamptz[], $13::timestamptz[], $14::text[],
-                         $15::text[], $16::bool[])
-    AS i (id, attempt, generation, state, due_at, failures, has_tokens, access_token,
-          refresh_token, token_type, scopes, issued_at, expires_at, status, last_error, touches)
-), fenced AS (
-    UPDATE refresh_schedule s
-    SET state = i.state, due_at = i.due_at, failures = i.failures, owner = NULL,
-        take_over_at = NULL
-    FROM input i JOIN token_sets t ON t.connection_id = i.id AND t.generation = i.generation
-    WHERE s.connection_id = i.id AND s.attempt = i.attempt
-      AND (s.state = 'sending' OR (s.state = 'in_doubt' AND i.has_tokens))
-    RETURNING s.connection_id, s.attempt
-), stored AS (
-    UPDATE token_sets t
-    SET generation = i.generation + 1, access_token = i.access_token,
-        refresh_token = i.refresh_token, token_type = i.token_type,
-        scopes = string_to_array(i.scopes, ' '), issued_at = i.issued_at,
-        expires_at = i.expires_at, stored_at = $17
-    FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
-    WHERE i.has_tokens AND t.connection_id = i.id AND t.generation = i.generation
-    RETURNING t.connection_id
-), told AS (
-    UPDATE connections c
-    SET status = i.status, last_error = i.last_error::jsonb, updated_at = $17
-    FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
-    WHERE (i.touches OR c.status <> i.status) AND c.id = i.id
-)
-SELECT attempt FROM fenced
 """
 
 PUT_ASIDE = """

@@ -28,11 +28,15 @@ from daemon.domain.claimable import ScheduleRow, Wanted, refusal
 from daemon.domain.connection import Failure, Status
 from daemon.domain.errors import DecryptionError
 from daemon.domain.outcome import Outcome
+from daemon.domain.revocation import Initiator
 from daemon.domain.tokens import TokenSet
 from daemon.persistence import refresh_statements as statements
 from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.history import EventRecorder
 from daemon.persistence.postgres import Database, DatabaseConnection
-from daemon.persistence.rows import Row, failure_json, seal_tokens, token_set
+from daemon.persistence.revocations import queue_revocations, revocations_of
+from daemon.persistence.rows import Row, failure_json, token_set
+from daemon.persistence.settlements import Settlements
 
 # What cannot be decrypted is neither sent nor overwritten: a key may be about to come back.
 _LOOK_AGAIN = timedelta(minutes=5)
@@ -41,9 +45,10 @@ _LOOK_AGAIN = timedelta(minutes=5)
 class PostgresRefreshes:
     """The refresh store on PostgreSQL (port: ``daemon.refresh.ports.RefreshStore``)."""
 
-    def __init__(self, database: Database, cipher: TokenCipher) -> None:
+    def __init__(self, database: Database, cipher: TokenCipher, *, recorder: EventRecorder) -> None:
         self._database = database
         self._cipher = cipher
+        self._settlements = Settlements(database, cipher, recorder)
 
     async def add_providers(self, providers: Sequence[str]) -> None:
         """Make sure that every provider has a state row."""
@@ -139,13 +144,18 @@ class PostgresRefreshes:
 
         It is wanted on top of the generation it was asked for, also where the database has
         forgotten the claim (a restored backup, a failover). Refused while another attempt is on
-        its way: only the end of that one tells.
+        its way: only the end of that one tells. Refused, too, where the connection is gone or
+        disconnected: its tokens are then nobody's.
         """
         async with self._database.transaction() as connection:
             locked = await connection.fetch(statements.LOCK_WANTED, connection_id)
             row = next(iter(await self._with_tokens(connection, locked)), None)
-            if row is None or row["generation"] != generation:
+            if row is None:
+                return Refusal(connection_id=connection_id, reason=RefusalReason.UNKNOWN)
+            if row["generation"] != generation:
                 return None
+            if row["status"] == Status.DISCONNECTED:
+                return Refusal(connection_id=connection_id, reason=RefusalReason.DISCONNECTED)
             if row["state"] == ClaimState.SENDING and row["attempt"] != attempt:
                 return Refusal(connection_id=connection_id, reason=RefusalReason.SENDING)
             await connection.execute(statements.RECLAIM, connection_id, attempt, owner, hold)
@@ -158,28 +168,28 @@ class PostgresRefreshes:
         return [Abandoned(**dict(row)) for row in rows]
 
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
-        """Write how attempts ended, all in one statement; see ``Settled`` for the answers.
+        """Write how attempts ended; see ``Settlements.settle``."""
+        return await self._settlements.settle(settlements, now=now)
 
-        Raises:
-            DatabaseUnavailableError: it is unknown whether anything was written. Doing it again
-                is safe: an attempt settles once.
-        """
-        columns = zip(*(self._columns(settlement) for settlement in settlements), strict=True)
-        rows = await self._database.fetch(statements.SETTLE, *map(list, columns), now)
-        stored = {row["attempt"] for row in rows}
-        missing = [s.connection_id for s in settlements if s.attempt not in stored]
-        gone: set[str] = set()
-        repeated: set[str] = set()
-        if missing:
-            gone, repeated = await self._unwritten(settlements, missing)
-        return [
-            Settled.STORED
-            if s.attempt in stored or s.attempt in repeated
-            else Settled.DISCONNECTED
-            if s.connection_id in gone
-            else Settled.SUPERSEDED
-            for s in settlements
-        ]
+    async def disown(
+        self,
+        connection_id: str,
+        tokens: TokenSet,
+        *,
+        provider: str,
+        fields: Mapping[str, str],
+        now: datetime,
+    ) -> None:
+        """Queue tokens for revocation that came too late for their connection."""
+        revocations = revocations_of(
+            tokens,
+            connection_id=connection_id,
+            provider=provider,
+            fields=fields,
+            initiator=Initiator.CALLER,
+        )
+        async with self._database.transaction() as session:
+            await queue_revocations(session, self._cipher, revocations, now=now)
 
     async def abandoned(self, providers: Sequence[str], *, now: datetime) -> list[Abandoned]:
         """Return claims whose take-over time has passed; their owners can no longer settle."""
@@ -246,78 +256,6 @@ class PostgresRefreshes:
             state.circuit,
         )
 
-    async def _unwritten(
-        self, settlements: Sequence[Settlement], missing: Sequence[str]
-    ) -> tuple[set[str], set[str]]:
-        """Tell why rows were not written: (ids disconnected, attempts written before).
-
-        A commit whose acknowledgement was lost is repeated; it then finds its own attempt settled
-        or its own generation stored already, which is a success.
-        """
-        rows = await self._database.fetch(
-            "SELECT c.id, c.status, t.generation, t.access_token, s.attempt, s.state"
-            " FROM connections c LEFT JOIN token_sets t ON t.connection_id = c.id"
-            " LEFT JOIN refresh_schedule s ON s.connection_id = c.id WHERE c.id = ANY($1::text[])",
-            list(missing),
-        )
-        known = {row["id"]: row for row in rows}
-        gone = {
-            name
-            for name in missing
-            if name not in known or known[name]["status"] == Status.DISCONNECTED
-        }
-        repeated = {
-            s.attempt
-            for s in settlements
-            if s.connection_id in known and self._is_written(known[s.connection_id], s)
-        }
-        return gone, repeated
-
-    def _is_written(self, row: Row, settlement: Settlement) -> bool:
-        tokens = settlement.tokens
-        if tokens is None:
-            settled = (settlement.attempt, settlement.state, settlement.generation)
-            return (row["attempt"], row["state"], row["generation"]) == settled
-        if row["generation"] != tokens.generation:
-            return False
-        try:
-            stored = self._cipher.decrypt(
-                row["access_token"],
-                connection=settlement.connection_id,
-                column="access_token",
-                generation=tokens.generation,
-            )
-        except DecryptionError:
-            # Not ours then: written meanwhile with a key that this process does not have.
-            return False
-        return stored == tokens.access_token
-
-    def _columns(self, settlement: Settlement) -> tuple[Any, ...]:
-        tokens = settlement.tokens
-        access, refresh = (
-            (None, None)
-            if tokens is None
-            else seal_tokens(self._cipher, settlement.connection_id, tokens)
-        )
-        return (
-            settlement.connection_id,
-            settlement.attempt,
-            settlement.generation,
-            settlement.state.value,
-            settlement.due_at,
-            settlement.failures,
-            tokens is not None,
-            access,
-            refresh,
-            tokens.token_type if tokens else None,
-            " ".join(tokens.scopes) if tokens else None,
-            tokens.issued_at if tokens else None,
-            tokens.expires_at if tokens else None,
-            settlement.status.value,
-            failure_json(settlement.last_error),
-            settlement.touches_connection,
-        )
-
     async def _with_tokens(
         self, connection: DatabaseConnection, rows: Sequence[asyncpg.Record]
     ) -> list[dict[str, Any]]:
@@ -368,6 +306,9 @@ def _claim(row: Row, tokens: TokenSet, delay: float) -> Claim:
         failures=row["failures"],
         planned_at=row["due_at"],
         delay=delay,
+        fields=row["fields"],
+        reply_values=row["reply_values"],
+        epoch=row["epoch"],
     )
 
 

@@ -8,10 +8,18 @@ from typing import Any, Protocol
 
 import orjson
 
-from daemon.domain.connection import Connection, Failure, Status
+from daemon.domain.connection import Connection, Failure, Status, TestResult
 from daemon.domain.errors import DecryptionError
 from daemon.domain.tokens import CurrentToken, TokenSet
 from daemon.persistence.cipher import TokenCipher
+
+SELECT_CONNECTION = """
+SELECT c.*, t.generation, t.scopes, t.expires_at, t.stored_at,
+       t.refresh_token IS NOT NULL AS has_refresh_token, s.due_at
+FROM connections c
+LEFT JOIN token_sets t ON t.connection_id = c.id
+LEFT JOIN refresh_schedule s ON s.connection_id = c.id
+"""
 
 
 class Row(Protocol):
@@ -63,6 +71,33 @@ def token_set(row: Row, cipher: TokenCipher) -> TokenSet:
     )
 
 
+def readable_tokens(row: Row, cipher: TokenCipher) -> tuple[TokenSet | None, bool]:
+    """Return what ``token_set`` does, less what cannot be decrypted, and whether all could.
+
+    ``None`` where there are no tokens: erased, or none that opens.
+    """
+    place = {"connection": row["connection_id"], "generation": row["generation"]}
+    opened: dict[str, str | None] = {}
+    is_readable = True
+    for column in ("access_token", "refresh_token"):
+        sealed = row[column]
+        try:
+            opened[column] = sealed and cipher.decrypt(sealed, column=column, **place)
+        except DecryptionError:
+            opened[column], is_readable = None, False
+    if not any(opened.values()):
+        return None, is_readable
+    return TokenSet(
+        generation=row["generation"],
+        access_token=opened["access_token"] or "",
+        refresh_token=opened["refresh_token"],
+        token_type=row["token_type"],
+        scopes=tuple(row["scopes"]),
+        issued_at=row["issued_at"],
+        expires_at=row["expires_at"],
+    ), is_readable
+
+
 def current_token(row: Row, cipher: TokenCipher) -> CurrentToken:
     """Return what serving needs of a joined row; the refresh token stays sealed.
 
@@ -99,7 +134,7 @@ def _access_token(row: Row, cipher: TokenCipher) -> tuple[str, str | None]:
 
 
 def connection_value(row: Row) -> Connection:
-    """Return the connection of a row as ``daemon.persistence.connections`` selects it."""
+    """Return the connection of a row as ``SELECT_CONNECTION`` selects it."""
     return Connection(
         id=row["id"],
         provider=row["provider"],
@@ -123,16 +158,37 @@ def connection_value(row: Row) -> Connection:
         updated_at=row["updated_at"],
         return_url=row["return_url"],
         created_by=row["created_by"],
+        reply_values=row["reply_values"],
+        last_test=_test_result(row["last_test"]),
     )
 
 
 def failure_json(failure: Failure | None) -> str | None:
     """Return a failure as the JSON text that is stored."""
-    if failure is None:
+    return None if failure is None else orjson.dumps(failure).decode()
+
+
+def failure_value(failure: Failure) -> dict[str, Any]:
+    """Return a failure as the JSON value that is stored."""
+    value: dict[str, Any] = orjson.loads(orjson.dumps(failure))
+    return value
+
+
+def test_value(test: TestResult) -> dict[str, Any]:
+    """Return a test's result as the JSON value that is stored."""
+    value: dict[str, Any] = orjson.loads(orjson.dumps(test))
+    return value
+
+
+def _test_result(value: Mapping[str, Any] | None) -> TestResult | None:
+    if value is None:
         return None
-    return orjson.dumps(
-        {"code": failure.code, "description": failure.description, "at": failure.at}
-    ).decode()
+    return TestResult(
+        ok=value["ok"],
+        status=value["status"],
+        checked_at=datetime.fromisoformat(value["checked_at"]),
+        error=_failure(value["error"]),
+    )
 
 
 def _failure(value: Mapping[str, str] | None) -> Failure | None:

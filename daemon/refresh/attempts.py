@@ -8,7 +8,7 @@ is tried until it is done.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from daemon.config.settings import Refresh
@@ -22,7 +22,7 @@ from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
 from daemon.domain.tokens import CurrentToken, TokenSet, current_of
-from daemon.refresh import policy
+from daemon.refresh import policy, recording
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.memory import Memory
 from daemon.refresh.ports import CurrentTokens, Providers, Publisher, RefreshSender, RefreshStore
@@ -39,7 +39,11 @@ _COMMIT_RETRY = (0.2, 5.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """What the refresher works with."""
+    """What the refresher works with.
+
+    ``on_disowned`` is called where tokens came too late for a connection and were queued for
+    revocation.
+    """
 
     store: RefreshStore
     tokens: CurrentTokens
@@ -50,6 +54,7 @@ class Ports:
     events: Events
     clock: Clock
     chance: Callable[[], float]
+    on_disowned: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +149,8 @@ class Attempts:
                     scopes=claim.requested_scopes,
                     sent_at=sent_at,
                     reply=reply,
+                    epoch=claim.epoch,
+                    fields=claim.fields,
                 )
             )
 
@@ -152,6 +159,7 @@ class Attempts:
                 return await self._ports.sender.refresh(
                     provider,
                     refresh_token,
+                    fields=claim.fields,
                     hard_timeout=self._hard_timeout(),
                     send_by=send_by,
                     received=received,
@@ -163,25 +171,38 @@ class Attempts:
         self, claim: Claim, provider: Provider, outcome: Outcome, *, sent: Sent
     ) -> None:
         """Store what follows from an outcome, however long that takes, and tell everybody."""
-        events = self._ports.events
+        now = self._ports.clock.now()
         decision = policy.decide(
             claim,
             outcome,
             provider,
             self._settings(),
             sent_at=sent.at,
-            now=self._ports.clock.now(),
+            now=now,
             chance=self._ports.chance(),
         )
-        settled = await self._commit(claim, decision.settlement)
-        if settled is Settled.STORED:
-            await self._publish(claim, decision.settlement)
-            self._tell(claim, outcome, decision, sent.duration)
-            if decision.retry_in is not None:
-                self._on_schedule(decision.retry_in)
-        else:
-            events.refresh_superseded(claim.connection_id, claim.provider)
-            await self._memory.forget(claim.connection_id)
+        settlement = replace(
+            decision.settlement,
+            reply_values=recording.changed_values(claim, outcome, provider),
+            events=recording.events_of(
+                claim, outcome, decision.settlement, now=now, duration=sent.duration
+            ),
+        )
+        match await self._commit(claim, settlement):
+            case Settled.STORED:
+                await self._publish(claim, settlement)
+                self._tell(claim, outcome, decision, sent.duration)
+                if decision.retry_in is not None:
+                    self._on_schedule(decision.retry_in)
+            case Settled.SUPERSEDED:
+                await self._forget(claim)
+            case Settled.DISCONNECTED:
+                self._ports.on_disowned()
+                await self._forget(claim)
+
+    async def _forget(self, claim: Claim) -> None:
+        self._ports.events.refresh_superseded(claim.connection_id, claim.provider)
+        await self._memory.forget(claim.connection_id)
 
     def _tell(
         self, claim: Claim, outcome: Outcome, decision: policy.Decision, duration: float
@@ -207,10 +228,17 @@ class Attempts:
             try:
                 return await self._settling.settle(settlement)
             except DatabaseUnavailableError:
-                if settlement.tokens is not None:
+                if settlement.tokens is not None and not self._is_disconnected(claim):
                     self._cache.put(_current(claim, settlement, settlement.tokens))
                 await self._ports.clock.sleep(wait)
                 wait = min(wait * 2, longest)
+
+    def _is_disconnected(self, claim: Claim) -> bool:
+        """Tell whether memory knows already that the claim's grant has ended."""
+        known = self._cache.get(claim.connection_id)
+        if known is None or known.status is not Status.DISCONNECTED:
+            return False
+        return known.generation >= claim.tokens.generation
 
     async def _publish(self, claim: Claim, settlement: Settlement) -> None:
         if settlement.tokens is not None:

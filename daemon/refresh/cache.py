@@ -2,7 +2,8 @@
 
 An entry holds the answer's bytes, built once for each generation; only ``expires_in`` is put in
 at each read. The cache never decides what is current: it is told, by this process's own
-refreshes and by notifications, and keeps the newest generation it was told of.
+refreshes and by notifications, and keeps the newest generation it was told of. Within one
+generation a disconnect is the last word: only a new grant, which is a new generation, follows it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _LARGEST = 50_000
 # A token with less than this left would be expired before its caller can use it, and would be
 # announced as expires_in 0: it counts as expired.
 SHORTEST_LIFE = 1.0
+_EXPIRES_IN = b',"expires_in":'
 _SERVED = frozenset({Status.ACTIVE, Status.FAILING, Status.REAUTHORIZATION_REQUIRED})
 
 
@@ -64,9 +66,15 @@ class Entry:
                 "connection": token.connection,
             }
         )
-        self.head = body[:-1] + b',"expires_in":'
+        self.head = body[:-1] + _EXPIRES_IN
         warning = warning_of(token)
         self.tail = b"}" if warning is None else b',"warning":' + orjson.dumps(warning) + b"}"
+
+    def outlasts(self, token: CurrentToken) -> bool:
+        """Tell whether ``token`` is older news than this."""
+        if self.generation != token.generation:
+            return self.generation > token.generation
+        return self.status is Status.DISCONNECTED and token.status is not Status.DISCONNECTED
 
     def life(self, now: float) -> float:
         """Return the seconds of life left at ``now``; infinite where it does not expire."""
@@ -75,6 +83,11 @@ class Entry:
     def is_good(self, now: float) -> bool:
         """Tell whether the token may be served at ``now``."""
         return self.expires_at - now >= SHORTEST_LIFE
+
+    def token(self) -> tuple[str, str]:
+        """Return type and value of the access token, read out of the answer: not kept twice."""
+        members = orjson.loads(self.head[: -len(_EXPIRES_IN)] + b"}")
+        return members["token_type"], members["access_token"]
 
     def body(self, now: float, *, warning: str | None = None) -> bytes:
         """Return the answer's JSON at ``now``, with ``warning`` in place of the entry's own."""
@@ -127,9 +140,13 @@ class TokenCache:
         return list(self._entries)
 
     def put(self, token: CurrentToken) -> Entry:
-        """Take in what is current, unless something newer is known; return what is in force."""
+        """Take in what is current, unless something newer is known; return what is in force.
+
+        Answers may arrive in another order than they were given: one from before a disconnect
+        must not bring its token back.
+        """
         known = self._entries.get(token.connection)
-        if known is not None and known.generation > token.generation:
+        if known is not None and known.outlasts(token):
             return known
         entry = Entry(token)
         entry.used = known is not None and known.used

@@ -13,6 +13,7 @@ from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.refresh.cache import TokenCache
+from daemon.refresh.memory import Memory
 from daemon.refresh.ports import CurrentTokens
 
 # The contract gives another replica's disconnect one second to be seen here.
@@ -35,6 +36,7 @@ class Follower:
     ) -> None:
         self._cache = cache
         self._tokens = tokens
+        self._memory = Memory(cache, tokens)
         self._clock = clock
         self._listening = listening
         self._stale: set[str] = set()
@@ -92,14 +94,8 @@ class Follower:
     async def _read_again(self, ids: Sequence[str]) -> None:
         versions = await self._tokens.versions(ids)
         changed = [name for name in ids if self._differs(name, versions)]
-        if not changed:
-            return
-        found = {token.connection: token for token in await self._tokens.current(changed)}
-        for name in changed:
-            if name in found:
-                self._cache.put(found[name])
-            else:
-                self._cache.drop(name)
+        if changed:
+            await self._memory.reload(changed)
 
     def _differs(self, name: str, versions: Mapping[str, tuple[int, Status]]) -> bool:
         entry = self._cache.get(name)

@@ -1,8 +1,15 @@
-"""What memory serves, read anew from the database."""
+"""What memory serves, read anew from the database.
+
+The hard idea: an answer of the database is from before it arrives. What left memory meanwhile was
+told to leave, and does not come back with an older answer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.tokens import CurrentToken
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.ports import CurrentTokens
 
@@ -14,19 +21,22 @@ class Memory:
         self._cache = cache
         self._tokens = tokens
 
-    async def reload(self, ids: list[str]) -> None:
+    async def reload(self, ids: Sequence[str]) -> None:
         """Read what is current into the cache; connections that are gone leave it.
 
         Raises:
             DatabaseUnavailableError: the cache stays as it was.
         """
-        found = {token.connection: token for token in await self._tokens.current(ids)}
-        for connection_id in ids:
-            token = found.get(connection_id)
-            if token is None:
-                self._cache.drop(connection_id)
-            else:
-                self._cache.put(token)
+        while ids:
+            found, moved = await self._read(ids)
+            # Dropped while the database answered: the answer may be from before that.
+            again = [name for name in moved if name in found and self._cache.get(name) is None]
+            for name in set(ids).difference(again):
+                if name in found:
+                    self._cache.put(found[name])
+                else:
+                    self._cache.drop(name)
+            ids = again
 
     async def reload_quietly(self, connection_id: str) -> None:
         """Reload one connection; where the database is away, memory stays as it is."""
@@ -38,9 +48,23 @@ class Memory:
     async def forget(self, connection_id: str) -> None:
         """Take back what memory served of a reply that then was not stored."""
         try:
-            found = await self._tokens.current([connection_id])
+            found, moved = await self._read([connection_id])
         except DatabaseUnavailableError:
             return
+        if moved:
+            # Somebody else has told memory what is current.
+            await self.reload_quietly(connection_id)
+            return
         self._cache.drop(connection_id)
-        for token in found:
+        for token in found.values():
             self._cache.put(token)
+
+    async def _read(self, ids: Sequence[str]) -> tuple[dict[str, CurrentToken], list[str]]:
+        """Return what is current, and whose entries changed while the database answered."""
+        changes = {name: self._cache.changed(name) for name in ids}
+        try:
+            found = {token.connection: token for token in await self._tokens.current(ids)}
+            return found, [name for name, change in changes.items() if change.done()]
+        finally:
+            for change in changes.values():
+                change.cancel()

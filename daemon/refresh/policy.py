@@ -18,7 +18,7 @@ from daemon.domain.claim import Abandoned, Claim, ClaimState, Settlement
 from daemon.domain.connection import Failure, Status
 from daemon.domain.outcome import Outcome, OutcomeKind
 from daemon.domain.provider import Provider, Rotation, RotationKind
-from daemon.domain.tokens import TokenSet, tokens_of
+from daemon.domain.tokens import TokenSet, lifetime_of, tokens_of
 
 # A token that lives no longer than its margin would be refreshed for ever: the margin gives way
 # to half of the lifetime.
@@ -114,7 +114,7 @@ def decide(
             before=claim.tokens,
             requested=claim.requested_scopes,
             sent_at=sent_at,
-            default_lifetime=provider.default_lifetime or settings.default_lifetime,
+            default_lifetime=lifetime_of(provider, settings.default_lifetime),
         )
         due = due_at(tokens, claim.connection_id, settings)
         touched = claim.status is not Status.ACTIVE or claim.failures > 0
@@ -246,6 +246,9 @@ def _dead(claim: Claim, outcome: Outcome, now: datetime) -> Decision:
         failures=claim.failures + 1,
         last_error=error,
         touches_connection=True,
+        epoch=claim.epoch,
+        provider=claim.provider,
+        fields=claim.fields,
     )
     return Decision(settlement=settlement, retry_in=None)
 
@@ -276,6 +279,9 @@ def _decision(
         failures=0 if outcome is None else claim.failures + 1,
         last_error=error,
         touches_connection=touched,
+        epoch=claim.epoch,
+        provider=claim.provider,
+        fields=claim.fields,
     )
     retry_in = None if due is None else max(0.0, (due - now).total_seconds())
     return Decision(settlement=settlement, retry_in=retry_in)

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from daemon.domain.admission import ProviderState
+from daemon.domain.authorization import Completion, NotStored, StoredAuthorization
 from daemon.domain.claim import Abandoned, Claim, DueClaims, Refusal, Settled, Settlement
 from daemon.domain.claimable import Wanted
-from daemon.domain.connection import Connection, Status
+from daemon.domain.connection import Status
 from daemon.domain.outcome import Outcome
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
@@ -39,14 +40,30 @@ class RefreshStore(Protocol):
     ) -> Claim | Refusal | None:
         """Claim again for a reply that the journal kept; ``None`` where it is not wanted.
 
-        Refused as ``sending`` while another attempt is on its way.
+        Refused as ``sending`` while another attempt is on its way, as ``disconnected`` or
+        ``unknown`` where its tokens belong to nothing any more: then they are to be disowned.
         """
+
+    async def disown(
+        self,
+        connection_id: str,
+        tokens: TokenSet,
+        *,
+        provider: str,
+        fields: Mapping[str, str],
+        now: datetime,
+    ) -> None:
+        """Queue tokens for revocation that came too late for their connection."""
 
     async def abandoned_by(self, owner: str) -> list[Abandoned]:
         """Return the open claims of an owner that has just started, and so has sent nothing."""
 
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
-        """Write how attempts ended; one answer for each, in order."""
+        """Write how attempts ended; one answer for each, in order.
+
+        What is stored is stored with its events. Where a disconnect came first nothing is, and
+        the new tokens are queued for revocation in the same go.
+        """
 
     async def abandoned(self, providers: Sequence[str], *, now: datetime) -> list[Abandoned]:
         """Return claims whose take-over time has passed."""
@@ -61,15 +78,8 @@ class RefreshStore(Protocol):
 class Exchanged(Protocol):
     """Where the tokens of an exchange are stored after a restart."""
 
-    async def complete(
-        self,
-        connection_id: str,
-        tokens: TokenSet,
-        *,
-        due_at: datetime | None,
-        only_after: int | None = None,
-    ) -> Connection | None:
-        """Store them on top of generation ``only_after``; ``None`` where that is not current."""
+    async def complete(self, completion: Completion) -> StoredAuthorization | NotStored:
+        """Store them, or say why not; see ``daemon.domain.authorization.AuthorizationStore``."""
 
 
 class CurrentTokens(Protocol):
@@ -97,12 +107,14 @@ class RefreshSender(Protocol):
         provider: Provider,
         refresh_token: str,
         *,
+        fields: Mapping[str, str],
         hard_timeout: float,
         send_by: float,
         received: Callable[[RawReply], Awaitable[None]],
     ) -> Outcome:
         """Send one refresh request (RFC 6749 6); never raises for what a provider does.
 
+        ``fields`` are the connection's: they may be part of the endpoint.
         ``hard_timeout`` is in seconds. ``send_by`` is a boot time after which nothing may be
         sent any more: the outcome is then ``not_sent``. ``received`` is awaited with each raw
         reply before it is read.

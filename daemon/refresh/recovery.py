@@ -9,22 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from enum import Enum, auto
 
 import structlog
 
 from daemon.config.settings import Refresh
-from daemon.domain.claim import Refusal
+from daemon.domain.authorization import Completion, NotStored, NotStoredReason
+from daemon.domain.claim import Refusal, RefusalReason
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Connection
 from daemon.domain.errors import DatabaseUnavailableError, DecryptionError
 from daemon.domain.journal import JournaledReply, Purpose, ReplyJournal
-from daemon.domain.outcome import Outcome, OutcomeKind
+from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
-from daemon.domain.tokens import TokenSet, tokens_of
+from daemon.domain.tokens import TokenSet, lifetime_of, tokens_of
 from daemon.oauth.token_reply import read_reply
-from daemon.refresh import policy
+from daemon.refresh import policy, recording
 from daemon.refresh.attempts import Sent
 from daemon.refresh.ports import Exchanged, Providers, RefreshStore
 from daemon.refresh.refresher import Refresher
@@ -42,6 +42,8 @@ class Fate(Enum):
     STORED = auto()
     NOT_NEEDED = auto()
     """The database has it already, or has something newer."""
+    DISOWNED = auto()
+    """Its connection was disconnected or is gone: its tokens are queued for revocation."""
     LATER = auto()
     """Another replica is refreshing the connection: its end decides."""
     KEPT = auto()
@@ -51,13 +53,18 @@ class Fate(Enum):
 _TOLD = {
     Fate.STORED: "journalled_reply_recovered",
     Fate.NOT_NEEDED: "journalled_reply_not_needed",
+    Fate.DISOWNED: "journalled_reply_disowned",
     Fate.LATER: "journalled_reply_waits_for_another_replica",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What recovery works with. ``on_authorized`` tells the cache of a recovered exchange."""
+    """What recovery works with.
+
+    ``on_authorized`` tells the cache of a recovered exchange, ``on_disowned`` the revocation
+    worker that tokens were queued for it.
+    """
 
     journal: ReplyJournal
     store: RefreshStore
@@ -66,6 +73,7 @@ class Stored:
     on_authorized: Callable[[Connection, TokenSet], None]
     clock: Clock
     chance: Callable[[], float]
+    on_disowned: Callable[[], None] = lambda: None
 
 
 class Recovery:
@@ -119,7 +127,7 @@ class Recovery:
         while self._pending:
             entry = self._pending[0]
             match await self._recover(entry):
-                case Fate.STORED | Fate.NOT_NEEDED:
+                case Fate.STORED | Fate.NOT_NEEDED | Fate.DISOWNED:
                     await self._ports.journal.settled(entry.attempt)
                 case Fate.LATER:
                     self._later.append(entry)
@@ -168,45 +176,77 @@ class Recovery:
         if claim is None:
             return Fate.NOT_NEEDED
         if isinstance(claim, Refusal):
-            return Fate.LATER
+            if claim.reason is RefusalReason.SENDING:
+                return Fate.LATER
+            return await self._disown(entry, provider, outcome)
         await self._refresher.attempts.conclude(
             claim, provider, outcome, sent=Sent(at=entry.sent_at, duration=0.0)
         )
         return Fate.STORED
 
+    async def _disown(self, entry: JournaledReply, provider: Provider, outcome: Outcome) -> Fate:
+        """Have the tokens revoked of a refresh that a disconnect has overtaken."""
+        granted = outcome.granted or Granted(
+            access_token="", refresh_token=outcome.salvaged_refresh_token
+        )
+        await self._ports.store.disown(
+            entry.connection_id,
+            self._tokens(granted, entry, provider),
+            provider=entry.provider,
+            fields=entry.fields,
+            now=self._ports.clock.now(),
+        )
+        self._ports.on_disowned()
+        return Fate.DISOWNED
+
     async def _recover_exchange(self, entry: JournaledReply, provider: Provider) -> Fate:
+        """Store an exchange's tokens. Whose account it is the first test will tell."""
         granted = _outcome(entry, provider).granted
         if granted is None:
             return Fate.NOT_NEEDED
-        settings = self._settings()
-        tokens = tokens_of(
+        tokens = self._tokens(granted, entry, provider)
+        is_tested = provider.test is not None and provider.test.interval is not None
+        answer = await self._ports.exchanged.complete(
+            Completion(
+                connection_id=entry.connection_id,
+                provider=entry.provider,
+                tokens=tokens,
+                due_at=policy.due_at(tokens, entry.connection_id, self._settings()),
+                next_test_at=self._ports.clock.now() if is_tested else None,
+                revokes_replaced=provider.revocation_request.on_reconnect,
+                fields=entry.fields or None,
+                epoch=entry.epoch,
+                only_after=entry.generation,
+            )
+        )
+        if isinstance(answer, NotStored):
+            if answer.reason is NotStoredReason.SUPERSEDED:
+                return Fate.NOT_NEEDED
+            self._ports.on_disowned()
+            return Fate.DISOWNED
+        stored = answer.connection
+        self._ports.on_authorized(stored, replace(tokens, generation=stored.generation))
+        return Fate.STORED
+
+    def _tokens(self, granted: Granted, entry: JournaledReply, provider: Provider) -> TokenSet:
+        return tokens_of(
             granted,
             before=None,
             requested=entry.scopes,
             sent_at=entry.sent_at,
-            default_lifetime=provider.default_lifetime or settings.default_lifetime,
+            default_lifetime=lifetime_of(provider, self._settings().default_lifetime),
         )
-        connection = await self._ports.exchanged.complete(
-            entry.connection_id,
-            tokens,
-            due_at=self._due(tokens, entry.connection_id),
-            only_after=entry.generation,
-        )
-        if connection is None:
-            return Fate.NOT_NEEDED
-        self._ports.on_authorized(connection, replace(tokens, generation=connection.generation))
-        return Fate.STORED
-
-    def _due(self, tokens: TokenSet, connection_id: str) -> datetime | None:
-        return policy.due_at(tokens, connection_id, self._settings())
 
     async def _doubt_open_claims(self) -> None:
         """Settle what this owner had sent when it died, and of which it kept no reply."""
         now = self._ports.clock.now()
         abandoned = await self._ports.store.abandoned_by(self._owner)
         settlements = [
-            policy.abandoned(
-                claim, provider.rotation, now, self._ports.chance(), hold=self._refresher.hold
+            recording.of_abandoned(
+                claim,
+                policy.abandoned(
+                    claim, provider.rotation, now, self._ports.chance(), hold=self._refresher.hold
+                ),
             )
             for claim in abandoned
             if (provider := self._ports.providers.get(claim.provider)) is not None

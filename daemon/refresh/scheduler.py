@@ -16,7 +16,7 @@ from daemon.domain.claim import DueClaims
 from daemon.domain.clock import Clock
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.provider import Provider
-from daemon.refresh import policy
+from daemon.refresh import policy, recording
 from daemon.refresh.ports import Publisher, RefreshStore
 from daemon.refresh.refresher import Refresher
 from daemon.refresh.slots import Slots
@@ -154,12 +154,15 @@ class Scheduler:
         if not abandoned:
             return
         settlements = [
-            policy.abandoned(
+            recording.of_abandoned(
                 claim,
-                providers[claim.provider].rotation,
-                clock.now(),
-                self._sweep.chance(),
-                hold=self._refresher.hold,
+                policy.abandoned(
+                    claim,
+                    providers[claim.provider].rotation,
+                    clock.now(),
+                    self._sweep.chance(),
+                    hold=self._refresher.hold,
+                ),
             )
             for claim in abandoned
         ]

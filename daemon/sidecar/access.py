@@ -116,6 +116,11 @@ class Callers:
         self._by_digest, self._by_uid = by_digest, by_uid
         self._by_header = {}
 
+    def may_see(self, name: str, connection_id: str) -> bool:
+        """Tell whether a caller of this name may see a connection; one that is gone may not."""
+        known = (*self._by_digest.values(), *self._by_uid.values())
+        return any(each.name == name and each.may_see(connection_id) for each in known)
+
     def by_key(self, key: str) -> Identity | None:
         """Return the caller whose key this is.
 
@@ -124,7 +129,11 @@ class Callers:
         inverting SHA-256, and the dictionary compares bytes only after a secretly seeded 64-bit
         hash of them was equal. How long it takes also does not depend on how many callers exist.
         """
-        return self._by_digest.get(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest())
+        return self.by_digest(key_digest(key))
+
+    def by_digest(self, digest: bytes) -> Identity | None:
+        """Return the caller whose key has this SHA-256: is a session of it still good?"""
+        return self._by_digest.get(digest)
 
     def authenticate(self, authorization: str | None, peer_uid: int | None) -> Identity:
         """Return who asks, from the ``Authorization`` header and the Unix socket's peer.
@@ -163,8 +172,25 @@ class Callers:
         return identity
 
 
-def unknown_connection(connection_id: str) -> Problem:
-    """Return the answer for a connection that does not exist or is not the caller's: the same."""
+def key_digest(key: str) -> bytes:
+    """Return the SHA-256 under which a caller's key is known."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def unknown_connection(connection_id: str, *, merged_into: str | None = None) -> Problem:
+    """Return the answer for a connection that does not exist or is not the caller's: the same.
+
+    ``merged_into`` is where it went, for a caller who may see that one.
+    """
+    if merged_into is not None:
+        return Problem(
+            404,
+            "unknown_connection",
+            f"This connection's account is connected as {merged_into}, and it gave way to that "
+            "one. Use that id from now on.",
+            connection=connection_id,
+            merged_into=merged_into,
+        )
     return Problem(
         404,
         "unknown_connection",

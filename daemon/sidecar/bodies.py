@@ -21,11 +21,20 @@ BODY_LIMIT = 64 * 1024
 """Bytes. Also for ``web.Application(client_max_size=…)``."""
 BODY_DEADLINE = 10.0
 """Seconds for a whole body to arrive."""
+JSON = frozenset({"application/json"})
+"""The content type of bodies, if a route does not say otherwise."""
+MERGE_PATCH = JSON | {"application/merge-patch+json"}
+"""The content types of a JSON merge patch (RFC 7396); the first is what most callers have."""
+_FORM = frozenset({"application/x-www-form-urlencoded"})
 _MOST_FIELDS = 100
 
 
 async def read_json(
-    request: web.Request, *, limit: int = BODY_LIMIT, deadline: float = BODY_DEADLINE
+    request: web.Request,
+    *,
+    content_type: frozenset[str] = JSON,
+    limit: int = BODY_LIMIT,
+    deadline: float = BODY_DEADLINE,
 ) -> dict[str, Any]:
     """Return the JSON object in the body (RFC 8259): UTF-8, every name once, no NUL in text.
 
@@ -33,7 +42,7 @@ async def read_json(
         Problem: 415 for another content type, 413 beyond ``limit`` bytes, 408 beyond
             ``deadline`` seconds, 400 for anything that is no such object.
     """
-    _require_type(request, "application/json")
+    _require_type(request, content_type)
     body = await _read(request, limit=limit, deadline=deadline)
     try:
         # Two parsers: the first is strict in everything but repeated names, the second sees those.
@@ -56,7 +65,7 @@ async def read_form(
     Raises:
         Problem: as ``read_json``; 400 also for a repeated field, which RFC 6749 3.2 forbids.
     """
-    _require_type(request, "application/x-www-form-urlencoded")
+    _require_type(request, _FORM)
     body = await _read(request, limit=limit, deadline=deadline)
     try:
         pairs = parse_qsl(
@@ -73,15 +82,15 @@ async def read_form(
         ) from error
 
 
-def _require_type(request: web.Request, wanted: str) -> None:
+def _require_type(request: web.Request, wanted: frozenset[str]) -> None:
     charset = (request.charset or "utf-8").lower()
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
-    if request.content_type == wanted and charset in ("utf-8", "utf8") and encoding == "identity":
+    if request.content_type in wanted and charset in ("utf-8", "utf8") and encoding == "identity":
         return
     raise Problem(
         415,
         "unsupported_media_type",
-        f"Send the body as '{wanted}' in UTF-8, not compressed.",
+        f"Send the body as '{min(wanted)}' in UTF-8, not compressed.",
     )
 
 

@@ -29,25 +29,30 @@ class Guard:
 
     ``hosts`` are names accepted beside the loopback ones. Any port is accepted with a good name:
     behind rebinding stands a foreign *name*, whatever the port, while an honest caller may come
-    through a forwarded port. ``own_origins`` (``scheme://host[:port]``) may send ``Origin``: the
-    operator pages' own.
+    through a forwarded port.
     """
 
-    __slots__ = ("_known_hosts", "_names", "_own_origins")
+    __slots__ = ("_known_hosts", "_names")
 
-    def __init__(self, *, hosts: Iterable[str] = (), own_origins: Iterable[str] = ()) -> None:
+    def __init__(self, *, hosts: Iterable[str] = ()) -> None:
         self._names = frozenset(name.lower() for name in hosts) | _LOOPBACK_NAMES
-        self._own_origins = frozenset(own_origins)
         self._known_hosts: set[str] = set()
 
     def check(
-        self, method: str, target: str, headers: Mapping[str, str], *, unix_socket: bool = False
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        *,
+        unix_socket: bool = False,
+        is_page: bool = False,
     ) -> None:
         """Return where the request may go on to be authenticated.
 
         ``target`` is the request target as sent (RFC 9112 3.2), still encoded; ``headers`` must
         look names up without regard to case. Over a Unix socket, which no browser reaches by a
-        name, ``Host`` is not judged.
+        name, ``Host`` is not judged. ``is_page`` says that an operator page is asked for, whose
+        forms send its own origin; to every other route no page may send anything.
 
         Raises:
             Problem: 400 ``bad_request``, 403 ``cross_origin``, 421 ``misdirected_request``.
@@ -59,7 +64,7 @@ class Guard:
             if host not in self._known_hosts:
                 self._judge_host(host)
         origin = headers.get(hdrs.ORIGIN)
-        if origin is not None and origin not in self._own_origins:
+        if origin is not None and not (is_page and origin == f"http://{headers.get(hdrs.HOST)}"):
             raise _cross_origin()
         site = headers.get("Sec-Fetch-Site")
         if site is not None and site not in ("none", "same-origin"):

@@ -21,10 +21,12 @@ from daemon.sidecar.problems import problem_response
 from daemon.sidecar.protocol import GuardedHandler, Limits, Room
 from daemon.sidecar.sockets import BoundSocket, bind_unix_socket
 
-BeforeRouter = Callable[[web.BaseRequest], web.StreamResponse | None]
+BeforeRouter = Callable[
+    [web.BaseRequest], web.StreamResponse | Awaitable[web.StreamResponse] | None
+]
 """Answers a request without the router and its middlewares, or passes it on with ``None``.
 
-Not a coroutine: what must wait for anything belongs in a handler. May raise ``Problem``.
+Not a coroutine function: what is answered at once costs no task switch. May raise ``Problem``.
 """
 
 _BACKLOG = 1024
@@ -159,8 +161,10 @@ def _asking_first(
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         try:
             response = before_router(request)
+            if response is not None:
+                return response if isinstance(response, web.StreamResponse) else await response
         except Problem as problem:
             return problem_response(problem)
-        return response if response is not None else await handler(request)
+        return await handler(request)
 
     return answer

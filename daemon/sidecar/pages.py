@@ -15,9 +15,12 @@ from types import MappingProxyType
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from daemon.oauth.authorization_errors import Failed
+from daemon.sidecar.connect_form import Question
 
 _PACKAGE = "daemon.sidecar"
-_MEDIA_TYPES = MappingProxyType({"css": "text/css", "svg": "image/svg+xml"})
+_MEDIA_TYPES = MappingProxyType(
+    {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,10 @@ class Asset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectPage:
-    """What the connect page says. ``provider_host`` is ``None`` where only metadata tell it."""
+    """What the connect page says. ``provider_host`` is ``None`` where only metadata tell it.
+
+    ``stated`` are titles and values of fields that are known, ``questions`` those to fill in.
+    """
 
     caller: str
     provider: str
@@ -40,6 +46,13 @@ class ConnectPage:
     label: str | None
     is_reconnect: bool
     scopes: tuple[str, ...]
+    stated: tuple[tuple[str, str], ...] = ()
+    questions: tuple[Question, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Question, ...]:
+        """Return the fields that cannot stay as they are."""
+        return tuple(question for question in self.questions if question.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +75,10 @@ def page_environment() -> Environment:
     )
 
 
-def load_assets() -> Mapping[str, Asset]:
-    """Read ``static/`` once; it is a few kilobytes."""
+def load_assets(folder: str = "static") -> Mapping[str, Asset]:
+    """Read ``static/``, or a folder below it, once; it is a few kilobytes."""
     assets = {}
-    for file in files(_PACKAGE).joinpath("static").iterdir():
+    for file in files(_PACKAGE).joinpath(folder).iterdir():
         media_type = _MEDIA_TYPES.get(file.name.rpartition(".")[2])
         if media_type is not None:
             body = file.read_bytes()
@@ -89,9 +102,12 @@ class Pages:
         """Return the page that asks a person to press Connect."""
         return self._render("connect.html", page=page)
 
-    def completed(self) -> str:
-        """Return the page at the end of a successful authorization."""
-        return self._render("completed.html")
+    def completed(self, survivor: str | None = None) -> str:
+        """Return the page at the end of a successful authorization.
+
+        ``survivor`` is the connection that had the account already and goes on with it.
+        """
+        return self._render("completed.html", survivor=survivor)
 
     def failed(self, failed: Failed) -> str:
         """Return the page of an authorization that ended without tokens."""

@@ -8,6 +8,7 @@ its log, quotes them: keys included. The names with an underscore are aiohttp's;
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -98,7 +99,7 @@ class Room:
 class GuardedHandler(web.RequestHandler):
     """One connection. Adds deadlines for heads and for stalled writing, and the peer's uid."""
 
-    __slots__ = ("_head_timer", "_room", "_unix_socket", "_write_timer", "peer_uid")
+    __slots__ = ("_head_timer", "_room", "_unix_socket", "_write_timer", "on_lost", "peer_uid")
 
     def __init__(self, server: web.Server, room: Room, *, unix_socket: bool) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **room.handler_arguments)
@@ -107,6 +108,8 @@ class GuardedHandler(web.RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self.peer_uid: int | None = None
+        # Called once when the caller has left; whoever sets it takes it back when it has answered.
+        self.on_lost: Callable[[], object] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve, where there is room."""
@@ -126,6 +129,9 @@ class GuardedHandler(web.RequestHandler):
                 timer.cancel()
         self._room.leave(self)
         super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
+            self.on_lost = None
 
     def data_received(self, data: bytes) -> None:
         """Parse. Bytes that complete no head, while no request is being answered, begin one."""

@@ -7,15 +7,16 @@ depend on what the request said.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from aiohttp import hdrs, web
 
 from daemon.domain.authorization import AuthorizationStore, Ticket
 from daemon.domain.clock import Clock, Entropy
-from daemon.domain.connection import Connection, Status
-from daemon.domain.errors import DiscoveryError
+from daemon.domain.connection import Connection, Status, is_connection_id
+from daemon.domain.errors import DiscoveryError, FieldError
 from daemon.domain.provider import Provider
 from daemon.oauth.authorization import Authorizer, fingerprint, is_secret
 from daemon.oauth.authorization_errors import AuthorizationFailures, Failed, Fault
@@ -25,8 +26,9 @@ from daemon.oauth.authorization_response import (
     CallbackRejection,
     parse_callback,
 )
+from daemon.oauth.completing import Completed
 from daemon.oauth.query import with_query
-from daemon.oauth.redirection import Completed, Redirection
+from daemon.oauth.redirection import Redirection
 from daemon.sidecar.bodies import BODY_DEADLINE
 from daemon.sidecar.browser import (
     FORM_REFERRER_POLICY,
@@ -35,6 +37,7 @@ from daemon.sidecar.browser import (
     host_of,
     new_binding,
 )
+from daemon.sidecar.connect_form import ConnectForm, Question, connect_form, read_typed
 from daemon.sidecar.pages import ConnectPage, Pages, load_assets, page_environment
 from daemon.sidecar.public_answers import (
     add_headers,
@@ -47,6 +50,7 @@ from daemon.sidecar.public_answers import (
 from daemon.sidecar.return_url import is_allowed, with_outcome
 
 _COMPLETED = "/connect/completed"
+_SURVIVOR = "connection"
 # Below /connect, so that an ingress which forwards /connect and /callback has forwarded all.
 _STATIC = "/connect/static"
 
@@ -100,16 +104,25 @@ class _Started:
         """Return the URLs that are known to follow when Connect is pressed."""
         return self.provider.endpoints.authorization, self.provider.issuer, self.ticket.return_url
 
-    def page(self) -> ConnectPage:
+    @property
+    def form(self) -> ConnectForm:
+        """Return the fields, known and asked."""
+        return connect_form(self.provider, self.connection)
+
+    def page(self, questions: tuple[Question, ...]) -> ConnectPage:
         """Return what the connect page says."""
+        form = self.form
+        place = form.tenant
         return ConnectPage(
             caller=self.ticket.caller,
             provider=self.provider.name,
-            provider_host=host_of(self.provider.endpoints.authorization or self.provider.issuer),
+            provider_host=host_of(place.endpoints.authorization or place.issuer) if place else None,
             connection=self.connection.id,
             label=self.connection.label,
             is_reconnect=self.connection.status is not Status.PENDING,
             scopes=self.connection.requested_scopes or self.provider.scopes,
+            stated=form.stated,
+            questions=questions,
         )
 
 
@@ -126,11 +139,10 @@ class _Views:
         started = await self._find(request)
         if isinstance(started, Failed):
             return failure_page(self._pages, started)
-        if "go=1" in _raw_query(request).split("&"):
-            return await self._begin(request, started)
-        policy = content_security_policy(self._parts.public_url, *started.targets)
-        page = self._pages.connect(started.page())
-        return html(page, policy=policy, referrer_policy=FORM_REFERRER_POLICY)
+        form = started.form
+        if "go=1" in _raw_query(request).split("&") and form.can_be_skipped:
+            return await self._begin(request, started, form.judge({}).values)
+        return self._ask(started, form.questions())
 
     async def connect(self, request: web.Request) -> web.Response:
         """POST /connect/{ticket}: the Connect button was pressed."""
@@ -139,7 +151,13 @@ class _Views:
         started = await self._find(request)
         if isinstance(started, Failed):
             return failure_page(self._pages, started)
-        return await self._begin(request, started)
+        form = started.form
+        typed = await _typed(request) if form.asked else {}
+        values = form.judge(typed)
+        if any(field.name in values.errors for field in form.asked):
+            return self._ask(started, form.questions(typed, values.errors))
+        # What is still wrong is a URL of the provider that needs what nobody can be asked for.
+        return await self._begin(request, started, values.values)
 
     async def callback(self, request: web.Request) -> web.Response:
         """GET /callback: the redirect URI (RFC 6749 4.1.2)."""
@@ -160,9 +178,12 @@ class _Views:
         return see_other(with_query(f"{self._origin.path}/callback", _answered(params)))
 
     async def completed(self, request: web.Request) -> web.Response:
-        """GET /connect/completed: a clean URL without code or state (RFC 9700 4.2.4)."""
-        del request
-        return html(self._pages.completed())
+        """GET /connect/completed: a clean URL without code or state (RFC 9700 4.2.4).
+
+        It names a connection only where the account turned out to be connected already.
+        """
+        survivor = request.query.get(_SURVIVOR, "")
+        return html(self._pages.completed(survivor if is_connection_id(survivor) else None))
 
     async def _find(self, request: web.Request) -> _Started | Failed:
         parts = self._parts
@@ -182,14 +203,28 @@ class _Views:
             )
         return _Started(ticket, connection, provider)
 
-    async def _begin(self, request: web.Request, started: _Started) -> web.Response:
+    def _ask(self, started: _Started, questions: tuple[Question, ...]) -> web.Response:
+        """Answer with the connect page: 422 where what was typed cannot stay."""
+        page = started.page(questions)
+        return html(
+            self._pages.connect(page),
+            status=HTTPStatus.UNPROCESSABLE_ENTITY if page.errors else HTTPStatus.OK,
+            policy=content_security_policy(self._parts.public_url, *started.targets),
+            referrer_policy=FORM_REFERRER_POLICY,
+        )
+
+    async def _begin(
+        self, request: web.Request, started: _Started, fields: Mapping[str, str]
+    ) -> web.Response:
         # One value for all transactions of a browser, so that two tabs do not end each other.
         binding = self._origin.binding_of(request.cookies)
         binding = binding or new_binding(self._parts.entropy)
         try:
             location = await self._parts.authorizer.begin(
-                started.ticket, started.connection, started.provider, binding
+                started.ticket, started.connection, started.provider, binding, fields=fields
             )
+        except FieldError as error:
+            return self._fail(Fault("fields_unusable", detail=str(error)), started)
         except DiscoveryError as error:
             return self._fail(Fault("provider_unavailable", detail=str(error)), started)
         response = see_other(location)
@@ -202,7 +237,10 @@ class _Views:
         url = ended.return_url
         if url is not None and is_allowed(url, self._parts.return_urls()):
             return see_other(with_outcome(url, ended.connection))
-        return see_other(self._origin.path + _COMPLETED)
+        completed = self._origin.path + _COMPLETED
+        if ended.merged is not None:
+            completed = with_query(completed, {_SURVIVOR: ended.connection.id})
+        return see_other(completed)
 
     def _fail(self, fault: Fault, started: _Started | None = None) -> web.Response:
         failed = self._parts.failures.report(
@@ -211,6 +249,16 @@ class _Views:
             provider=started.provider.name if started else None,
         )
         return failure_page(self._pages, failed)
+
+
+async def _typed(request: web.Request) -> dict[str, str]:
+    """Return what was typed into the connect page; nothing where no form was sent."""
+    if not request.body_exists:
+        return {}
+    try:
+        return read_typed(await _form(request))
+    except ValueError as error:
+        raise web.HTTPBadRequest from error
 
 
 async def _form(request: web.Request) -> str:

@@ -17,9 +17,10 @@ from daemon.domain.connection import Status
 from daemon.domain.errors import Problem
 from daemon.refresh.cache import Entry, TokenCache
 from daemon.refresh.reading import TokenReader
-from daemon.sidecar.access import Callers, Identity, unknown_connection
+from daemon.sidecar.access import Callers, Identity
 from daemon.sidecar.guard import Guard, connection_id_from
 from daemon.sidecar.protocol import peer_uid
+from daemon.sidecar.routing import Survivor, gone
 from daemon.telemetry.token_reads import UNKNOWN_PROVIDER, TokenReads
 
 _PREFIX = "/v1/connections/"
@@ -68,6 +69,7 @@ class TokenRoute:
         cache: TokenCache,
         reader: TokenReader,
         reads: TokenReads,
+        survivor_of: Survivor,
         clock: Clock,
     ) -> None:
         self._callers = callers
@@ -75,6 +77,7 @@ class TokenRoute:
         self._cache = cache
         self._reader = reader
         self._reads = reads
+        self._survivor_of = survivor_of
         self._clock = clock
         self._date: tuple[int, bytes] = (0, b"")
 
@@ -117,17 +120,17 @@ class TokenRoute:
         connection_id = connection_id_from(request.match_info["id"])
         provider = UNKNOWN_PROVIDER
         try:
-            self._identify(request, connection_id)
+            identity = self._identify(request, connection_id)
             min_ttl, newer_than = read_parameters(request)
             known = await self._reader.entry(connection_id)
             if known is None:
-                raise unknown_connection(connection_id)
+                raise await gone(connection_id, identity, self._survivor_of)
             provider = known.provider
             reading = await self._reader.read(connection_id, min_ttl=min_ttl, newer_than=newer_than)
             if reading is None:
-                raise unknown_connection(connection_id)
+                raise await gone(connection_id, identity, self._survivor_of)
         except Problem as problem:
-            self._reads.count(provider, _outcome(problem))
+            self._reads.count(provider, outcome_of(problem))
             raise
         finally:
             self._reads.observe(self._clock.boottime() - began)
@@ -136,18 +139,36 @@ class TokenRoute:
         return _answer(reading.entry, self._clock.now().timestamp(), reading.warning)
 
     def _identify(self, request: web.BaseRequest, connection_id: str) -> Identity:
-        uid = peer_uid(request)
-        headers = request.headers
-        self._guard.check(request.method, request.raw_path, headers, unix_socket=uid is not None)
-        identity = self._callers.authenticate(headers.get(hdrs.AUTHORIZATION), uid)
-        identity.require(Permission.TOKEN, connection_id)
-        return identity
+        return identify(
+            request, Permission.TOKEN, connection_id, callers=self._callers, guard=self._guard
+        )
 
     def _http_date(self, now: float) -> bytes:
         second = int(now)
         if self._date[0] != second:
             self._date = (second, formatdate(second, usegmt=True).encode())
         return self._date[1]
+
+
+def identify(
+    request: web.BaseRequest,
+    permission: Permission,
+    connection_id: str,
+    *,
+    callers: Callers,
+    guard: Guard,
+) -> Identity:
+    """Return who sends a request that did not come through the application's middlewares.
+
+    Raises:
+        Problem: the guard's or the access check's.
+    """
+    uid = peer_uid(request)
+    headers = request.headers
+    guard.check(request.method, request.raw_path, headers, unix_socket=uid is not None)
+    identity = callers.authenticate(headers.get(hdrs.AUTHORIZATION), uid)
+    identity.require(permission, connection_id)
+    return identity
 
 
 def read_parameters(request: web.BaseRequest) -> tuple[float, int | None]:
@@ -181,7 +202,8 @@ def _whole(request: web.BaseRequest, name: str, largest: int, what: str) -> int 
     return int(text)
 
 
-def _outcome(problem: Problem) -> str:
+def outcome_of(problem: Problem) -> str:
+    """Return the ``outcome`` label of a read that ended so."""
     match problem.code:
         case "reauthorization_required" | "not_authorized_yet" | "disconnected":
             return "reauthorization_required"

@@ -6,13 +6,21 @@ seconds are rounded to milliseconds.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Final
 
 import structlog
 
 from daemon.domain.claim import Claim
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
-from daemon.telemetry.metrics import AuthorizationResult, Metrics, RefreshResult
+from daemon.domain.revocation import Initiator, RevocationResult
+from daemon.telemetry.metrics import (
+    AuthorizationResult,
+    DeliveryResult,
+    Metrics,
+    RefreshResult,
+    TestOutcome,
+)
 from daemon.telemetry.redaction import REDACTED
 
 log = structlog.get_logger()
@@ -126,10 +134,107 @@ class TelemetryEvents:
         """Tell that a provider's circuit opened or closed: both are a warning, as one story."""
         log.warning("provider_circuit_changed", provider=provider, is_open=is_open, reason=reason)
 
+    def connection_tested(
+        self, connection: str, provider: str, *, ok: bool, status: int | None, code: str | None
+    ) -> None:
+        """Tell how a test request went: a good one is no news, a bad one is a warning."""
+        self._metrics.count_connection_test(provider, _test_outcome(ok=ok, status=status))
+        tell = log.info if ok else log.warning
+        tell(
+            "connection_tested",
+            connection=connection,
+            provider=provider,
+            ok=ok,
+            status=status,
+            error=code,
+        )
+
+    def connection_disconnected(
+        self, connection: str, provider: str, *, initiator: Initiator, is_purged: bool
+    ) -> None:
+        """Tell that a connection's tokens are erased here."""
+        log.info(
+            "connection_disconnected",
+            connection=connection,
+            provider=provider,
+            initiator=initiator.value,
+            is_purged=is_purged,
+        )
+
+    def connection_merged(self, connection: str, provider: str, *, merged: str) -> None:
+        """Tell that ``merged`` gave way to ``connection``."""
+        log.info("connection_merged", connection=connection, provider=provider, merged=merged)
+
+    def revocation_ended(
+        self, connection: str, provider: str, *, initiator: Initiator, result: RevocationResult
+    ) -> None:
+        """Tell what became of a grant at its provider."""
+        self._metrics.count_revocation(provider, initiator, result)
+        log.info(
+            "revocation_ended",
+            connection=connection,
+            provider=provider,
+            initiator=initiator.value,
+            result=result.value,
+        )
+
+    def revocation_abandoned(
+        self, connection: str, provider: str, *, initiator: Initiator, error: str
+    ) -> None:
+        """Tell that a provider was not told; the grant may live on there."""
+        log.warning(
+            "revocation_abandoned",
+            connection=connection,
+            provider=provider,
+            initiator=initiator.value,
+            error=error[:_WORDS_LIMIT],
+        )
+
+    def webhook_delivered(self, event: str, connection: str, *, attempts: int) -> None:
+        """Tell that the webhook took an event."""
+        self._metrics.count_webhook_delivery(DeliveryResult.DELIVERED)
+        log.debug("webhook_delivered", id=event, connection=connection, attempts=attempts)
+
+    def webhook_delivery_failed(
+        self, event: str, connection: str, *, attempts: int, error: str, retry_in: float
+    ) -> None:
+        """Tell that the webhook did not take an event now."""
+        self._metrics.count_webhook_delivery(DeliveryResult.FAILED)
+        log.warning(
+            "webhook_delivery_failed",
+            id=event,
+            connection=connection,
+            attempts=attempts,
+            error=error[:_WORDS_LIMIT],
+            retry_in=_rounded(retry_in),
+        )
+
+    def webhook_delivery_dead(
+        self, event: str, connection: str, *, attempts: int, error: str
+    ) -> None:
+        """Tell that an event is not delivered any more."""
+        self._metrics.count_webhook_delivery(DeliveryResult.DEAD)
+        log.warning(
+            "webhook_delivery_dead",
+            id=event,
+            connection=connection,
+            attempts=attempts,
+            error=error[:_WORDS_LIMIT],
+        )
+
 
 def _result(outcome: Outcome) -> RefreshResult:
     is_rejected = outcome.kind is OutcomeKind.REAUTHORIZE
     return RefreshResult.REJECTED if is_rejected else RefreshResult.FAILED
+
+
+def _test_outcome(*, ok: bool, status: int | None) -> TestOutcome:
+    if ok:
+        return TestOutcome.OK
+    if status is None:
+        return TestOutcome.UNREACHABLE
+    is_unauthorized = status == HTTPStatus.UNAUTHORIZED
+    return TestOutcome.UNAUTHORIZED if is_unauthorized else TestOutcome.FAILED
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -11,29 +11,27 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
+from http import HTTPStatus
+from itertools import product
 from typing import Final
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-)
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
 from daemon.domain.outcome import FailureReason
+from daemon.domain.revocation import Initiator, RevocationResult
+from daemon.telemetry.series import Series
 from daemon.telemetry.token_reads import UNKNOWN_PROVIDER
 
-# One request to a token endpoint: next door 10 ms, far away 1 s, and never more than the hard
-# limit of 60 s.
-_DURATION_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-# How late a refresh was stored: seconds while all is well, the length of an outage after one.
-_LAG_BUCKETS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600, 1800, 3600)
+# The status codes that RFC 9110 and its relatives define have series of their own, others one per
+# class: an upstream must not be able to make a thousand series.
+_STATUS_CODES: Final = frozenset(status.value for status in HTTPStatus)
+_CLASSES: Final = range(1, 6)
+# What anybody alerts on is there from the start.
+_FIRST_CODES: Final = (200, 401, 403, 429, 500, 502, 503, 504)
 
 
 class RefreshResult(StrEnum):
@@ -60,6 +58,32 @@ class AuthorizationResult(StrEnum):
     """Anything else."""
 
 
+class TestOutcome(StrEnum):
+    """The ``outcome`` label of ``tokenward_connection_tests_total``."""
+
+    __test__ = False  # not a test of ours
+
+    OK = "ok"
+    """The provider answered as expected."""
+    UNAUTHORIZED = "unauthorized"
+    """It refused the token, also after a refresh: 401."""
+    FAILED = "failed"
+    """It answered anything else."""
+    UNREACHABLE = "unreachable"
+    """There was no answer, or nothing could be sent."""
+
+
+class DeliveryResult(StrEnum):
+    """The ``outcome`` label of ``tokenward_webhook_deliveries_total``."""
+
+    DELIVERED = "delivered"
+    """The webhook took the event."""
+    FAILED = "failed"
+    """One request failed; the event is sent again later."""
+    DEAD = "dead"
+    """The event is not sent again."""
+
+
 class Metrics:
     """All metrics but those of token reads, on an injected registry.
 
@@ -79,9 +103,10 @@ class Metrics:
         self._clock = clock
         self._providers: dict[str, None] = {}
         self._soonest: Mapping[str, datetime] = {}
-        self._define_connections()
-        self._define_refreshes()
-        self._define_surroundings()
+        self._series = Series(registry)
+        self._proxied: dict[tuple[str, int], Counter] = {}
+        for result in DeliveryResult:
+            self._series.webhook_deliveries.labels(result.value)
         Info("tokenward_build", "What is running.", registry=registry).info({"version": version})
         ProcessCollector(registry=registry)
         self.add_providers(providers)
@@ -99,9 +124,9 @@ class Metrics:
         for (provider, status), count in counts.items():
             key = (self._provider(provider), status)
             totals[key] = totals.get(key, 0) + count
-        self._connections.clear()
+        self._series.connections.clear()
         for (provider, status), total in totals.items():
-            self._connections.labels(provider, status.value).set(total)
+            self._series.connections.labels(provider, status.value).set(total)
 
     def set_expired_connections(self, counts: Mapping[str, int]) -> None:
         """Replace the number of active and failing connections whose token is past its expiry."""
@@ -109,9 +134,9 @@ class Metrics:
         for provider, count in counts.items():
             name = self._provider(provider)
             totals[name] = totals.get(name, 0) + count
-        self._expired_connections.clear()
+        self._series.expired_connections.clear()
         for provider, total in totals.items():
-            self._expired_connections.labels(provider).set(total)
+            self._series.expired_connections.labels(provider).set(total)
 
     def set_soonest_expiry(self, expiries: Mapping[str, datetime]) -> None:
         """Replace when the next token of each provider expires.
@@ -123,39 +148,65 @@ class Metrics:
 
     def set_refreshes_due(self, count: int) -> None:
         """Tell how many refreshes are due and not begun."""
-        self._refreshes_due.set(count)
+        self._series.refreshes_due.set(count)
 
     def set_database_up(self, *, is_up: bool) -> None:
         """Tell whether the database answers."""
-        self._database_up.set(is_up)
+        self._series.database_up.set(is_up)
 
     def set_notification_listener_up(self, *, is_up: bool) -> None:
         """Tell whether notifications arrive; while they do not, generations are polled."""
-        self._notification_listener_up.set(is_up)
+        self._series.notification_listener_up.set(is_up)
 
     def refresh_in_flight(self, provider: str) -> AbstractContextManager[None]:
         """Count a refresh as in flight inside the ``with`` block, however that is left."""
-        return _counted(self._refreshes_in_flight.labels(self._provider(provider)))
+        return _counted(self._series.refreshes_in_flight.labels(self._provider(provider)))
 
     def count_refresh(self, provider: str, result: RefreshResult) -> None:
         """Count the end of one refresh."""
-        self._refreshes.labels(self._provider(provider), result.value).inc()
+        self._series.refreshes.labels(self._provider(provider), result.value).inc()
 
     def count_refresh_failure(self, provider: str, reason: FailureReason) -> None:
         """Count why one refresh brought no token."""
-        self._refresh_failures.labels(self._provider(provider), reason.value).inc()
+        self._series.refresh_failures.labels(self._provider(provider), reason.value).inc()
 
     def observe_refresh_duration(self, provider: str, seconds: float) -> None:
         """Record how long one refresh took, from its claim to its end."""
-        self._refresh_duration.labels(self._provider(provider)).observe(seconds)
+        self._series.refresh_duration.labels(self._provider(provider)).observe(seconds)
 
     def observe_refresh_lag(self, seconds: float) -> None:
         """Record how long after its planned time a refresh was stored; early counts as on time."""
-        self._refresh_lag.observe(max(0.0, seconds))
+        self._series.refresh_lag.observe(max(0.0, seconds))
 
     def count_authorization(self, provider: str | None, result: AuthorizationResult) -> None:
         """Count the end of one authorization; ``None`` where its state was not known."""
-        self._authorizations.labels(self._provider(provider or ""), result.value).inc()
+        self._series.authorizations.labels(self._provider(provider or ""), result.value).inc()
+
+    def count_revocation(
+        self, provider: str, initiator: Initiator, result: RevocationResult
+    ) -> None:
+        """Count what became of one grant that was to end."""
+        self._series.revocations.labels(
+            self._provider(provider), initiator.value, result.value
+        ).inc()
+
+    def count_connection_test(self, provider: str, outcome: TestOutcome) -> None:
+        """Count the end of one test request."""
+        self._series.connection_tests.labels(self._provider(provider), outcome.value).inc()
+
+    def count_proxy_request(self, provider: str, status: int) -> None:
+        """Count the answer to one proxied request, ours or the upstream's."""
+        counter = self._proxied.get((provider, status))
+        if counter is None:
+            counter = self._series.proxy_requests.labels(self._provider(provider), _code(status))
+            if provider in self._providers:
+                # The look-up of a label costs a tenth of a proxied request.
+                self._proxied[(provider, status)] = counter
+        counter.inc()
+
+    def count_webhook_delivery(self, result: DeliveryResult) -> None:
+        """Count one try to deliver an event; the last one in vain counts as dead."""
+        self._series.webhook_deliveries.labels(result.value).inc()
 
     def watch_log(self, dropped: Callable[[], int]) -> None:
         """Show how many log lines were dropped, asked at each scrape."""
@@ -163,103 +214,28 @@ class Metrics:
 
     def watch_journal(self, entries: Callable[[], int]) -> None:
         """Show how many journalled replies are not in the database yet, asked at each scrape."""
-        self._journal_entries.set_function(entries)
-
-    def _define_connections(self) -> None:
-        self._connections = Gauge(
-            "tokenward_connections",
-            "Connections, by where they stand.",
-            ("provider", "status"),
-            registry=self._registry,
-        )
-        self._expired_connections = Gauge(
-            "tokenward_expired_connections",
-            "Active and failing connections whose access token is past its expiry.",
-            ("provider",),
-            registry=self._registry,
-        )
-        self._soonest_expiry = Gauge(
-            "tokenward_soonest_expiry_seconds",
-            "Seconds until the next access token expires: negative once it has, +Inf for none.",
-            ("provider",),
-            registry=self._registry,
-        )
-        self._authorizations = Counter(
-            "tokenward_authorizations_total",
-            "Authorizations, by how they ended.",
-            ("provider", "outcome"),
-            registry=self._registry,
-        )
-
-    def _define_refreshes(self) -> None:
-        self._refreshes = Counter(
-            "tokenward_refreshes_total",
-            "Refreshes, by how they ended.",
-            ("provider", "outcome"),
-            registry=self._registry,
-        )
-        self._refresh_failures = Counter(
-            "tokenward_refresh_failures_total",
-            "Refreshes that brought no token, by reason.",
-            ("provider", "reason"),
-            registry=self._registry,
-        )
-        self._refresh_duration = Histogram(
-            "tokenward_refresh_duration_seconds",
-            "Time that a refresh took, from its claim to its end.",
-            ("provider",),
-            buckets=_DURATION_BUCKETS,
-            registry=self._registry,
-        )
-        self._refresh_lag = Histogram(
-            "tokenward_refresh_lag_seconds",
-            "Time from when a refresh was planned to when it was stored.",
-            buckets=_LAG_BUCKETS,
-            registry=self._registry,
-        )
-        self._refreshes_in_flight = Gauge(
-            "tokenward_refreshes_in_flight",
-            "Refreshes in flight in this process.",
-            ("provider",),
-            registry=self._registry,
-        )
-        self._refreshes_due = Gauge(
-            "tokenward_refreshes_due",
-            "Refreshes that are due and not begun.",
-            registry=self._registry,
-        )
-
-    def _define_surroundings(self) -> None:
-        self._database_up = Gauge(
-            "tokenward_database_up",
-            "1 while the database answers.",
-            registry=self._registry,
-        )
-        self._journal_entries = Gauge(
-            "tokenward_journal_entries",
-            "Token replies that are on this machine's disk and not in the database yet.",
-            registry=self._registry,
-        )
-        self._notification_listener_up = Gauge(
-            "tokenward_notification_listener_up",
-            "1 while notifications arrive; else generations are polled.",
-            registry=self._registry,
-        )
+        self._series.journal_entries.set_function(entries)
 
     def _create_series(self, provider: str) -> None:
         for status in Status:
-            self._connections.labels(provider, status.value)
+            self._series.connections.labels(provider, status.value)
         for result in RefreshResult:
-            self._refreshes.labels(provider, result.value)
+            self._series.refreshes.labels(provider, result.value)
         for reason in FailureReason:
-            self._refresh_failures.labels(provider, reason.value)
+            self._series.refresh_failures.labels(provider, reason.value)
         for ending in AuthorizationResult:
-            self._authorizations.labels(provider, ending.value)
-        self._expired_connections.labels(provider)
-        self._refresh_duration.labels(provider)
-        self._refreshes_in_flight.labels(provider)
+            self._series.authorizations.labels(provider, ending.value)
+        for initiator, revoked in product(Initiator, RevocationResult):
+            self._series.revocations.labels(provider, initiator.value, revoked.value)
+        for outcome in TestOutcome:
+            self._series.connection_tests.labels(provider, outcome.value)
+        for code in _FIRST_CODES:
+            self._series.proxy_requests.labels(provider, _code(code))
+        self._series.expired_connections.labels(provider)
+        self._series.refresh_duration.labels(provider)
+        self._series.refreshes_in_flight.labels(provider)
         seconds = partial(self._seconds_to_expiry, provider)
-        self._soonest_expiry.labels(provider).set_function(seconds)
+        self._series.soonest_expiry.labels(provider).set_function(seconds)
 
     def _seconds_to_expiry(self, provider: str) -> float:
         expiry = self._soonest.get(provider)
@@ -282,6 +258,12 @@ class _DroppedLines(Collector):
                 value=self._dropped(),
             ),
         )
+
+
+def _code(status: int) -> str:
+    if status in _STATUS_CODES:
+        return str(status)
+    return f"{status // 100}xx" if status // 100 in _CLASSES else "other"
 
 
 @contextmanager

@@ -10,30 +10,26 @@ from daemon.domain.connection import Connection
 from daemon.domain.journal import JournaledReply
 from daemon.domain.provider import Provider
 from daemon.domain.tokens import TokenSet, current_of
+from daemon.oauth.api_session import ApiSession
 from daemon.oauth.authorization import Authorizer
 from daemon.oauth.authorization_errors import AuthorizationFailures
+from daemon.oauth.completing import Completing, Learning
 from daemon.oauth.outbound import Outbound
-from daemon.oauth.redirection import Learning, Redirection
+from daemon.oauth.redirection import Redirection
 from daemon.persistence.journal import Journal
 from daemon.refresh import policy
 from daemon.refresh.recovery import Recovery, Stored
 from daemon.sidecar.access import Callers
-from daemon.sidecar.api import ApiParts, create_api_app
-from daemon.sidecar.guard import Guard
 from daemon.sidecar.listener import Listener
 from daemon.sidecar.ops import create_ops_app
-from daemon.sidecar.protocol import Limits
-from daemon.sidecar.public import PublicParts, create_public_app
-from daemon.sidecar.token_route import TokenRoute
 from daemon.wiring.configuration import Configuration
 from daemon.wiring.health import DaemonHealth
 from daemon.wiring.housekeeping import Housekeeping
+from daemon.wiring.listeners import ApiWiring, public_listener
 from daemon.wiring.parts import Storage, Telemetry, World
 from daemon.wiring.refreshing import Refreshing
 from daemon.wiring.tasks import Uncut
-
-# A callback's query may be 8 KiB; a longer one is still answered by a page.
-_CALLBACK_LINE = 16 * 1024
+from daemon.wiring.upkeep import Upkeep
 
 
 class Daemon:
@@ -45,6 +41,7 @@ class Daemon:
         *,
         callers: Callers,
         outbound: Outbound,
+        apis: ApiSession,
         storage: Storage,
         journal: Journal,
         pending: Sequence[JournaledReply],
@@ -64,6 +61,18 @@ class Daemon:
             journal=journal,
             telemetry=telemetry,
             world=world,
+            on_disowned=self._wake_revoking,
+            on_news=self._told,
+        )
+        self.upkeep = Upkeep(
+            configuration,
+            storage=storage,
+            refreshing=self.refreshing,
+            outbound=outbound,
+            apis=apis,
+            telemetry=telemetry,
+            world=world,
+            uncut=self.uncut,
         )
         self.recovery = Recovery(
             Stored(
@@ -74,6 +83,7 @@ class Daemon:
                 on_authorized=self._authorized,
                 clock=world.clock,
                 chance=world.chance,
+                on_disowned=self._wake_revoking,
             ),
             pending=pending,
             refresher=self.refreshing.refresher,
@@ -87,6 +97,9 @@ class Daemon:
             connections=storage.connections,
             refreshes=storage.refreshes,
             authorizations=storage.authorizations,
+            history=storage.history,
+            tests=self.upkeep.tests,
+            retention=lambda: self.settings.events.retention,
             discovery=self.refreshing.discovery,
             cache=self.refreshing.cache,
             journal=journal,
@@ -100,8 +113,32 @@ class Daemon:
             clock=world.clock,
             entropy=world.entropy,
         )
-        self.api = self._api_listener()
-        self.public = self._public_listener()
+        self._failures = AuthorizationFailures(
+            events=telemetry.events,
+            clock=world.clock,
+            entropy=world.entropy,
+            record=self.upkeep.record,
+        )
+        self.api = ApiWiring(
+            configuration,
+            callers=callers,
+            storage=storage,
+            refreshing=self.refreshing,
+            upkeep=self.upkeep,
+            apis=apis,
+            authorizer=self._authorizer,
+            telemetry=telemetry,
+            world=world,
+            plan=self.plan,
+        ).listener()
+        self.public = public_listener(
+            configuration,
+            storage=storage,
+            authorizer=self._authorizer,
+            redirection=self._redirection(),
+            failures=self._failures,
+            world=world,
+        )
         self.ops = Listener(
             create_ops_app(registry=telemetry.registry, health=self.health, entropy=world.entropy),
             name="ops",
@@ -117,74 +154,45 @@ class Daemon:
         """Return when tokens are due for a refresh."""
         return policy.due_at(tokens, connection_id, self.settings.refresh)
 
-    def _api_listener(self) -> Listener:
-        refreshing, world = self.refreshing, self.world
-        guard = Guard()
-        route = TokenRoute(
-            callers=self.callers,
-            guard=guard,
-            cache=refreshing.cache,
-            reader=refreshing.reader,
-            reads=self.telemetry.reads,
-            clock=world.clock,
-        )
-        parts = ApiParts(
-            settings=lambda: self.settings,
-            callers=self.callers,
-            guard=guard,
-            token_route=route,
-            connections=self.storage.connections,
-            reader=refreshing.reader,
-            authorizer=self._authorizer,
-            events=self.telemetry.events,
-            clock=world.clock,
-            entropy=world.entropy,
-            plan=self.plan,
-            expect=refreshing.scheduler.expect,
-        )
-        return Listener(
-            create_api_app(parts),
-            name="api",
-            entropy=world.entropy,
-            before_router=route.before_router,
-        )
-
-    def _public_listener(self) -> Listener:
+    def _redirection(self) -> Redirection:
         world, refreshing = self.world, self.refreshing
-        failures = AuthorizationFailures(events=self.telemetry.events, entropy=world.entropy)
-        redirection = Redirection(
+        return Redirection(
             store=self.storage.authorizations,
+            connections=self.storage.connections,
             providers=self.configuration.get,
             resolver=refreshing.discovery,
             token_endpoint=refreshing.token_endpoint,
-            learning=Learning(
-                plan=self._plan_first,
-                authorized=self._authorized,
-                default_lifetime=lambda: self.settings.refresh.default_lifetime,
+            completing=Completing(
+                store=self.storage.authorizations,
+                examiner=self.upkeep.examiner,
+                learning=Learning(
+                    plan=self._plan_first,
+                    authorized=self._authorized,
+                    gone=self._gone,
+                    revoke=self._wake_revoking,
+                    default_lifetime=lambda: self.settings.refresh.default_lifetime,
+                ),
+                may_merge=self.callers.may_see,
+                events=self.telemetry.events,
+                clock=world.clock,
+                chance=world.chance,
             ),
             journal=refreshing.journal,
-            failures=failures,
-            events=self.telemetry.events,
+            failures=self._failures,
             clock=world.clock,
             spawn=self.uncut,
         )
-        parts = PublicParts(
-            public_url=self.settings.public_url,
-            store=self.storage.authorizations,
-            authorizer=self._authorizer,
-            redirection=redirection,
-            failures=failures,
-            providers=self.configuration.get,
-            return_urls=lambda: self.settings.return_urls,
-            clock=world.clock,
-            entropy=world.entropy,
-        )
-        return Listener(
-            create_public_app(parts),
-            name="public",
-            entropy=world.entropy,
-            limits=Limits(line_size=_CALLBACK_LINE),
-        )
+
+    def _wake_revoking(self) -> None:
+        self.upkeep.revoking.wake()
+
+    def _told(self) -> None:
+        self.upkeep.told()
+
+    def _gone(self, connection_id: str) -> None:
+        """Forget a connection that gave way to another, here and elsewhere."""
+        self.refreshing.cache.drop(connection_id)
+        self.refreshing.publish(connection_id)
 
     def _plan_first(
         self, tokens: TokenSet, provider: Provider, connection_id: str

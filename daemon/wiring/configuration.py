@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from daemon.config.settings import Settings
+from daemon.config.settings import Settings, Webhook
 from daemon.domain.provider import Provider
 
 
@@ -26,3 +26,7 @@ class Configuration:
         """Return how many refreshes may be in flight at a provider; 0 where it is not known."""
         provider = self.settings.providers.get(name)
         return 0 if provider is None else provider.concurrency
+
+    def webhook(self) -> Webhook | None:
+        """Return where events are delivered, if anywhere."""
+        return self.settings.events.webhook

@@ -6,7 +6,7 @@ Nothing here may be a refresh: APScheduler's ``shutdown`` cancels what runs.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC
+from datetime import UTC, timedelta
 from functools import partial
 
 import structlog
@@ -18,10 +18,12 @@ from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError, JournalError
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.history import PostgresHistory
 from daemon.persistence.journal import Journal
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.refresh.cache import TokenCache
 from daemon.telemetry.metrics import Metrics
+from daemon.upkeep.testing import ConnectionTests
 
 log = structlog.get_logger()
 
@@ -30,6 +32,9 @@ _GAUGES = 15
 # last_used_at is for people, who do not need it to the second; one statement for all connections.
 _USED = 30
 _PRUNE = 600
+_PRUNE_HISTORY = 3600
+# The shortest interval between two tests of a connection is a minute.
+_TESTS = 15
 _METADATA = 3600
 _CLEAN = 3600
 
@@ -43,6 +48,9 @@ class Housekeeping:
         connections: PostgresConnections,
         refreshes: PostgresRefreshes,
         authorizations: PostgresAuthorizations,
+        history: PostgresHistory,
+        tests: ConnectionTests,
+        retention: Callable[[], timedelta],
         discovery: Discovery,
         cache: TokenCache,
         journal: Journal,
@@ -52,6 +60,9 @@ class Housekeeping:
         self._connections = connections
         self._refreshes = refreshes
         self._authorizations = authorizations
+        self._history = history
+        self._tests = tests
+        self._retention = retention
         self._discovery = discovery
         self._cache = cache
         self._journal = journal
@@ -65,6 +76,8 @@ class Housekeeping:
             self.set_gauges: _GAUGES,
             self.remember_use: _USED,
             self.prune: _PRUNE,
+            self.prune_history: _PRUNE_HISTORY,
+            self.test_connections: _TESTS,
             self.refresh_metadata: _METADATA,
             self.clean_journal: _CLEAN,
         }
@@ -108,6 +121,14 @@ class Housekeeping:
     async def prune(self) -> None:
         """Remove expired tickets and transactions."""
         await self._authorizations.prune(now=self._clock.now())
+
+    async def prune_history(self) -> None:
+        """Remove events, and their deliveries, that are older than their retention."""
+        await self._history.prune(self._clock.now() - self._retention())
+
+    async def test_connections(self) -> None:
+        """Test the connections whose turn it is."""
+        await self._tests.run_due()
 
     async def refresh_metadata(self) -> None:
         """Fetch providers' metadata again; what is known stays in force where that fails."""

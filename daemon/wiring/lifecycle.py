@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from daemon.config.settings import Settings
 from daemon.domain.errors import DatabaseUnavailableError
+from daemon.oauth.api_session import ApiSession
 from daemon.oauth.outbound import Outbound
 from daemon.persistence.embedded.server import EmbeddedPostgres
 from daemon.persistence.journal import Journal
@@ -134,7 +135,7 @@ async def _build(settings: Settings, url: SecretStr, world: World, stack: AsyncE
         log.warning("configuration_warning", path="encryption.keys", detail=keyring.warning)
     configuration = Configuration(settings)
     telemetry = Telemetry(configuration, world)
-    storage = Storage(url, keyring, world, telemetry.metrics)
+    storage = Storage(url, keyring, configuration, world=world, metrics=telemetry.metrics)
     journal = Journal(settings.state_dir, storage.cipher, clock=world.clock, entropy=world.entropy)
     stack.push_async_callback(journal.close)
     pending = journal.open()
@@ -145,6 +146,7 @@ async def _build(settings: Settings, url: SecretStr, world: World, stack: AsyncE
             callers_of(settings, world.entropy), allowed_uids=settings.listen.api.allowed_uids
         ),
         outbound=await stack.enter_async_context(Outbound()),
+        apis=await stack.enter_async_context(ApiSession()),
         storage=storage,
         journal=journal,
         pending=pending,
@@ -194,6 +196,9 @@ def _background(daemon: Daemon) -> dict[str, Callable[[], Awaitable[None]]]:
         "scheduler": partial(_recover_then_refresh, daemon),
         "recovery": partial(_finish_recovery, daemon),
         "follower": refreshing.follower.run,
+        "revoking": daemon.upkeep.revoking.run,
+        "webhooks": daemon.upkeep.webhooks.run,
+        "feed": daemon.upkeep.feed.run,
     }
 
 
@@ -247,6 +252,8 @@ async def _warm(daemon: Daemon) -> None:
 async def _drain(daemon: Daemon, grace: _Grace) -> None:
     """Begin nothing more, and wait for what is in flight to be stored. May be repeated."""
     daemon.health.is_stopping()
+    # Open streams would hold up the listener until its grace is over.
+    daemon.upkeep.feed.close()
     daemon.refreshing.scheduler.stop()
     try:
         async with grace.timeout():

@@ -14,8 +14,11 @@ from daemon.persistence import migrations
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.deliveries import PostgresDeliveries
+from daemon.persistence.history import EventRecorder, PostgresHistory
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.refreshes import PostgresRefreshes
+from daemon.persistence.revocations import PostgresRevocations
 from daemon.telemetry.events import TelemetryEvents
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.token_reads import TokenReads
@@ -38,7 +41,13 @@ class Storage:
     """The database with everything that reads and writes it."""
 
     def __init__(
-        self, url: SecretStr, keyring: keyrings.Keyring, world: World, metrics: Metrics
+        self,
+        url: SecretStr,
+        keyring: keyrings.Keyring,
+        configuration: Configuration,
+        *,
+        world: World,
+        metrics: Metrics,
     ) -> None:
         self.cipher = TokenCipher(keyring.keys, entropy=world.entropy)
         self._keyring = keyring
@@ -50,10 +59,14 @@ class Storage:
             on_state=lambda up: metrics.set_database_up(is_up=up),
             prepare=self._prepare,
         )
-        self.connections = PostgresConnections(self.database, self.cipher)
-        self.refreshes = PostgresRefreshes(self.database, self.cipher)
+        recorder = EventRecorder(delivers=lambda: configuration.webhook() is not None)
+        self.history = PostgresHistory(self.database, recorder)
+        self.deliveries = PostgresDeliveries(self.database)
+        self.revocations = PostgresRevocations(self.database, self.cipher)
+        self.connections = PostgresConnections(self.database, self.cipher, recorder)
+        self.refreshes = PostgresRefreshes(self.database, self.cipher, recorder=recorder)
         self.authorizations = PostgresAuthorizations(
-            self.database, self.cipher, self.connections, world.clock
+            self.database, self.cipher, self.connections, world.clock, recorder=recorder
         )
 
     async def _prepare(self, connection: DatabaseConnection) -> None:

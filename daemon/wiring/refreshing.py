@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from daemon.catalog.discovery import Discovery
 from daemon.oauth.outbound import Outbound
 from daemon.oauth.token_endpoint import TokenEndpoint
@@ -31,7 +33,11 @@ class Refreshing:
         journal: Journal,
         telemetry: Telemetry,
         world: World,
+        on_disowned: Callable[[], None],
+        on_news: Callable[[], None],
     ) -> None:
+        """``on_disowned`` hears of tokens queued for revocation, ``on_news`` of any change."""
+        self._on_news = on_news
         self.owner = journal.owner
         self.journal = journal
         clock, entropy = world.clock, world.entropy
@@ -59,6 +65,7 @@ class Refreshing:
                 events=telemetry.events,
                 clock=clock,
                 chance=world.chance,
+                on_disowned=on_disowned,
             ),
             cache=self.cache,
             slots=self.slots,
@@ -103,6 +110,7 @@ class Refreshing:
     def publish(self, connection_id: str) -> None:
         """Tell the other replicas that a connection changed."""
         self.notifier.publish(f"{self.owner} {connection_id}")
+        self._on_news()
 
     def _expect(self, seconds: float) -> None:
         self.scheduler.expect(seconds)
@@ -111,3 +119,4 @@ class Refreshing:
         owner, _, connection_id = item.partition(" ")
         if owner != self.owner:
             self.follower.hear(connection_id)
+            self._on_news()

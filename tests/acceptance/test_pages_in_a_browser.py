@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from tests.support.axe_core import axe_script, judge
 from tests.support.chromium import Chromium, find_chromium
 from tests.support.oidc_provider import OidcProvider
 from tests.support.tokenward import Tokenward
@@ -60,13 +61,13 @@ async def test_a_person_clicks_through(
             await browser.open(created["connect_url"])
             page = await browser.until_text("asks for access to your account at acme")
             assert "offline_access" in page
-            await browser.screenshot(tmp_path / "connect.png")
+            assert await judge(browser, axe_script(), "connect", tmp_path) == []
             await browser.click("button")
             await sign_in(browser)
             await browser.until_text("Authorize")
             await browser.click("button")
             await browser.until_text("Authorization completed")
-            await browser.screenshot(tmp_path / "completed.png")
+            assert await judge(browser, axe_script(), "completed", tmp_path) == []
             assert urlsplit(await browser.url()).query == ""
             assert await server.is_active((await daemon.token("acme-1")).body["access_token"])
             assert said_of(browser, daemon.public_url) == []
@@ -74,7 +75,7 @@ async def test_a_person_clicks_through(
 
             await browser.open(created["connect_url"])
             await browser.until_text("This link does not work any more")
-            await browser.screenshot(tmp_path / "used.png")
+            assert await judge(browser, axe_script(), "used", tmp_path) == []
 
 
 async def test_a_person_declines(daemon: Tokenward, browser: Chromium, tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ async def test_a_person_declines(daemon: Tokenward, browser: Chromium, tmp_path:
             await browser.until_text("Sign-in")
             await browser.click('a[href$="/abort"]')
             page = await browser.until_text("Access was not granted")
-            await browser.screenshot(tmp_path / "denied.png")
+            assert await judge(browser, axe_script(), "denied", tmp_path) == []
             assert "access_denied" in page
             (logged,) = daemon.logged("authorization_failed")
             assert logged["reference"] in page
@@ -116,7 +117,7 @@ async def test_an_expired_link(
             await database.close()
             await browser.open(created["connect_url"])
             page = await browser.until_text("This link does not work any more")
-            await browser.screenshot(tmp_path / "expired.png")
+            assert await judge(browser, axe_script(), "expired", tmp_path) == []
             assert "link_expired" in page
 
 
@@ -137,7 +138,7 @@ async def test_a_callback_that_comes_twice(
             callback = next(url for _, url in browser.requests if "/callback?" in url)
             await browser.open(callback)
             page = await browser.until_text("This authorization is over")
-            await browser.screenshot(tmp_path / "over.png")
+            assert await judge(browser, axe_script(), "over", tmp_path) == []
             assert query_values(callback).isdisjoint(page.split())
             assert len(server.events("grant.success")) == 1
 

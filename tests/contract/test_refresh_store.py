@@ -204,14 +204,17 @@ async def test_a_reply_from_the_journal_claims_again(stage: Stage) -> None:
 
 
 async def test_a_reply_from_the_journal_waits_for_another_attempt(stage: Stage) -> None:
-    """Where another attempt is on its way its end decides; where nothing is known, nothing is."""
+    """Where another attempt is on its way its end decides; what is gone wants nothing."""
     await add(stage, "a")
     await claimed(stage)
     answers = [
         await stage.store.reclaim(name, attempt="kept", generation=1, owner="one", hold=HOLD)
         for name in ("a", "nobody")
     ]
-    assert answers == [Refusal(connection_id="a", reason=RefusalReason.SENDING), None]
+    assert answers == [
+        Refusal(connection_id="a", reason=RefusalReason.SENDING),
+        Refusal(connection_id="nobody", reason=RefusalReason.UNKNOWN),
+    ]
 
 
 async def test_an_owner_finds_the_claims_it_left_open(stage: Stage) -> None:

@@ -19,6 +19,7 @@ from daemon.domain.claimable import Wanted
 from daemon.domain.connection import Status
 from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.history import EventRecorder
 from daemon.persistence.postgres import Database
 from daemon.persistence.refreshes import PostgresRefreshes
 from tests.support.database import open_database
@@ -221,7 +222,7 @@ async def test_two_replicas_share_the_work(migrated_url: str, cipher: TokenCiphe
         stage = PostgresStage(first, cipher)
         names = [f"c{number}" for number in range(40)]
         await add(stage, *names)
-        other = PostgresRefreshes(second, cipher)
+        other = PostgresRefreshes(second, cipher, recorder=EventRecorder(delivers=lambda: False))
         found = await asyncio.gather(
             *(
                 store.claim_due(room={"acme": (8, RATE)}, owner="x", hold=HOLD, now=stage.now())

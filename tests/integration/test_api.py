@@ -12,6 +12,7 @@ from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.postgres import Database
 from tests.support.api_stage import ApiStage, api_stage
+from tests.support.openapi import api_document
 
 DOWN = Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.NETWORK, description="No route.")
 INVALID_GRANT = Outcome(
@@ -294,6 +295,9 @@ async def test_callers_see_only_their_connections(api: ApiStage) -> None:
         ("POST", "/v1/connections", "reader"),
         ("POST", "/v1/connections/acme-1/authorize", "reader"),
         ("POST", "/v1/connections/acme-1/refresh", "tokens"),
+        ("POST", "/v1/connections/acme-1/test", "reader"),
+        ("PATCH", "/v1/connections/acme-1", "reader"),
+        ("DELETE", "/v1/connections/acme-1", "reader"),
     ],
 )
 async def test_permissions(api: ApiStage, method: str, path: str, key: str) -> None:
@@ -322,13 +326,30 @@ async def test_who_and_from_where(api: ApiStage, path: str) -> None:
 async def test_providers(api: ApiStage) -> None:
     """What is configured is shown, without a secret."""
     listed = (await api.ask("GET", "/v1/providers")).body["providers"]
-    assert [one["name"] for one in listed] == ["acme", "other"]
+    assert [one["name"] for one in listed] == ["acme", "other", "tenants"]
     one = await api.ask("GET", "/v1/providers/acme", key="reader")
     assert one.body == listed[0]
     assert one.body["redirect_uri"] == "http://localhost:7421/callback"
     assert one.body["token_endpoint"] == "https://auth.acme.example/token"
+    tenants = (await api.ask("GET", "/v1/providers/tenants")).body
+    assert tenants["fields"]["company"]["required"] is True
+    assert tenants["fields"]["region"]["enum"] == ["us", "eu"]
+    assert tenants["api_base_url"] == "https://{company}.tenants.example/api"
+    assert tenants["allowed_hosts"] == ["*.tenants.example"]
+    assert tenants["test"]["path"] == "/me"
+    assert (tenants["label"], tenants["account_id"]) == ("{me.name}", "me.id")
+    assert tenants["request"] == {"headers": ["X-Api-Key"], "query": ["key"], "body": ["key"]}
     nobody = await api.ask("GET", "/v1/providers/nobody")
     assert (nobody.status, nobody.code) == (404, "unknown_provider")
+
+
+async def test_the_description(api: ApiStage) -> None:
+    """Every caller, whatever it may do, gets the OpenAPI document; nobody else does."""
+    for key in ("admin", "proxy"):
+        answer = await api.ask("GET", "/openapi.json", key=key)
+        assert answer.status == 200
+        assert answer.body == api_document()
+    assert (await api.ask("GET", "/openapi.json", key=None)).status == 401
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from daemon.domain.connection import ID_LETTERS, Connection, Failure, Status
 from daemon.domain.tokens import TokenSet
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.connections import Filter, PostgresConnections, regular_expression
+from daemon.persistence.history import EventRecorder
 from daemon.persistence.postgres import Database
 from daemon.persistence.refreshes import PostgresRefreshes
 from tests.support.postgres import Cluster
@@ -27,6 +28,8 @@ CONNECTION = Connection(
     status=Status.ACTIVE,
     requested_scopes=("read", "write:all"),
     metadata={"team": "billing", "ünïcode": "☃"},
+    fields={"region": "eu", "tenant": "☃"},
+    reply_values={"token.instance_url": "https://eu.acme.example"},
     return_url="https://app.example/done",
     created_by="billing",
     created_at=NOW,
@@ -47,7 +50,7 @@ DUE = NOW + timedelta(minutes=45)
 @pytest.fixture
 def store(database: Database, cipher: TokenCipher) -> PostgresConnections:
     """The store on an empty database."""
-    return PostgresConnections(database, cipher)
+    return PostgresConnections(database, cipher, EventRecorder(delivers=lambda: False))
 
 
 async def ids(store: PostgresConnections, wanted: Filter, *, limit: int = 100) -> list[str]:
@@ -230,7 +233,7 @@ async def test_a_ciphertext_moved_to_another_row_is_no_token(
     current = {token.connection: token for token in await store.current(["acme-1", "acme-2"])}
     assert current["acme-1"].access_token == ""
     assert current["acme-2"].access_token == "access-canary"
-    refreshes = PostgresRefreshes(database, cipher)
+    refreshes = PostgresRefreshes(database, cipher, recorder=EventRecorder(delivers=lambda: False))
     await refreshes.add_providers(["acme"])
     await database.execute("UPDATE provider_state SET free_at = free_at - interval '1 hour'")
     later = NOW + timedelta(minutes=1)

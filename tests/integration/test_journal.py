@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import orjson
 import pytest
 
 from daemon.config.settings import EncryptionKey
@@ -19,7 +20,7 @@ from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.reply import RawReply
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.journal import RESERVATION, Journal
-from daemon.persistence.segments import Segment, segment_files
+from daemon.persistence.segments import Kind, Record, Segment, encode, segment_files
 
 MARK = "tw-canary-refresh-token"
 ENTRY = JournaledReply(
@@ -58,6 +59,47 @@ async def test_a_kept_reply_is_there_after_a_restart(tmp_path: Path) -> None:
     again = journal_in(tmp_path)
     assert again.open() == [ENTRY]
     assert (again.owner, len(again)) == (owner, 1)
+    await again.close()
+
+
+async def test_a_reply_keeps_what_a_later_disconnect_is_judged_by(tmp_path: Path) -> None:
+    """The connection's epoch and the fields of the request come back with it."""
+    entry = replace(ENTRY, purpose=Purpose.EXCHANGE, epoch=3, fields={"region": "é \u2028"})
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(entry)
+    await journal.close()
+    again = journal_in(tmp_path)
+    assert again.open() == [entry]
+    await again.close()
+
+
+async def test_segments_of_the_version_before_are_read(tmp_path: Path) -> None:
+    """What was kept without epoch and fields has none."""
+    body = {
+        "attempt": "attempt-1",
+        "purpose": "refresh",
+        "connection": "acme-1",
+        "provider": "acme",
+        "generation": 7,
+        "scopes": ["read"],
+        "sent_at": "2026-11-21T18:00:00+00:00",
+        "status": 200,
+        "headers": {},
+        "body": "{}",
+    }
+    journal = journal_in(tmp_path)
+    journal.open()
+    cipher = TokenCipher([EncryptionKey(id="k1", secret=b"k" * 32)], entropy=system_entropy)
+    sealed = cipher.seal(orjson.dumps(body), connection="", column="journal", generation=0)
+    await journal.close()
+    (tmp_path / "journal" / "000000000009.journal").write_bytes(
+        encode(Record(kind=Kind.REPLY, payload=sealed))
+    )
+    again = journal_in(tmp_path)
+    (entry,) = again.open()
+    assert (entry.epoch, entry.fields) == (0, {})
+    assert entry == replace(ENTRY, reply=RawReply(status=200, headers={}, body=b"{}"))
     await again.close()
 
 

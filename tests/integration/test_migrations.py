@@ -144,6 +144,54 @@ async def test_a_migration_may_outlast_the_statement_limit(database_url: str) ->
         assert await migrate(connection, (SLOW,), clock=CLOCK) == (SLOW,)
 
 
+# What a daemon of the first schema left behind: two connections, one with tokens, and a flow.
+ROWS = """
+INSERT INTO connections (id, provider, grant_type, status, label, fields, metadata, created_by,
+                         created_at, updated_at)
+VALUES ('acme-1', 'acme', 'authorization_code', 'active', NULL, '{"region": "eu"}', '{"a": "b"}',
+        'billing', now(), now()),
+       ('acme-2', 'acme', 'authorization_code', 'pending', NULL, '{}', '{}', 'billing', now(),
+        now());
+INSERT INTO token_sets (connection_id, generation, access_token, token_type, scopes, issued_at,
+                        stored_at)
+VALUES ('acme-1', 7, 'sealed', 'Bearer', '{read}', now(), now());
+INSERT INTO refresh_schedule (connection_id, provider, due_at) VALUES ('acme-1', 'acme', now());
+INSERT INTO authorizations (state_hash, connection_id, provider, token_endpoint, redirect_uri,
+                            browser_hash, scopes, expires_at)
+VALUES ('state', 'acme-2', 'acme', 'https://acme.example/token', 'http://localhost:7421/callback',
+        'browser', '{read}', now() + interval '10 minutes');
+"""
+
+
+async def test_a_database_of_the_first_schema_comes_along(database_url: str) -> None:
+    """Rows of before are whole, belong to no account yet, and what was begun can be ended."""
+    async with connected(database_url) as connection:
+        await migrate(connection, bundled()[:1], clock=SystemClock())
+        await connection.execute(ROWS)
+        assert await migrate(connection, bundled(), clock=SystemClock()) == bundled()[1:]
+        rows = await connection.fetch("SELECT * FROM connections ORDER BY id")
+        assert [(row["id"], row["status"], row["fields"]) for row in rows] == [
+            ("acme-1", "active", {"region": "eu"}),
+            ("acme-2", "pending", {}),
+        ]
+        for row in rows:
+            new = (row["reply_values"], row["account_scope"], row["label_is_set"], row["epoch"])
+            assert new == ({}, "", False, 0)
+            assert (row["last_test"], row["test_due_at"]) == (None, None)
+        assert await connection.fetchval("SELECT generation FROM token_sets") == 7
+        assert await connection.fetchval("SELECT fields FROM authorizations") == {}
+        for table in ("merged_connections", "events", "webhook_deliveries", "revocations"):
+            assert await connection.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
+async def test_the_version_before_works_beside_this_schema(database_url: str) -> None:
+    """While an upgrade rolls out, an older replica goes on inserting what it knows."""
+    async with connected(database_url) as connection:
+        await migrate(connection, bundled(), clock=SystemClock())
+        await connection.execute(ROWS)
+        assert await connection.fetchval("SELECT count(*) FROM connections") == 2
+
+
 async def test_the_bundled_schema_applies(database_url: str) -> None:
     """The schema that comes with the package builds on an empty database."""
     async with connected(database_url) as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -16,7 +17,9 @@ from aiohttp import ClientResponse, ClientSession, CookieJar, web
 from yarl import URL
 
 from daemon.domain.connection import Status
+from daemon.domain.fields import Field
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
+from daemon.domain.provider import Endpoints
 from daemon.oauth.authorization import fingerprint
 from daemon.sidecar.public import PublicParts, create_public_app
 from tests.support.authorization import ACME, ISSUER, PENDING, Flow, query_of
@@ -170,6 +173,188 @@ async def test_go_skips_the_page(listener: Listener) -> None:
 async def test_anything_but_go_1_shows_the_page(listener: Listener, query: str) -> None:
     """Only the promised word skips the page."""
     await page_of(await listener.get(await listener.flow.connect_url() + query), 200)
+
+
+TENANTS = replace(
+    ACME,
+    issuer=None,
+    endpoints=Endpoints(
+        authorization="https://{region}.acme.example/authorize",
+        token="https://{region}.acme.example/token",
+    ),
+    fields={
+        "region": Field(name="region", title="Region", enum=("us", "eu"), default="us"),
+        "team": Field(
+            name="team", title="Team", help="Small letters only.", pattern=re.compile("[a-z]+")
+        ),
+    },
+)
+
+
+def form(**typed: str) -> dict[str, str]:
+    """Return what a form sends where it says nothing of a field: an empty value."""
+    return {"region": "", "team": "", **typed}
+
+
+async def test_fields_are_asked_with_all_that_is_known_of_them(listener: Listener) -> None:
+    """Title, help, choices, default, whether it must be; nothing more than a form is needed."""
+    listener.flow.providers["acme"] = TENANTS
+
+    page = await page_of(await listener.get(await listener.flow.connect_url()), 200)
+
+    assert '<label for="field-region">Region <span class="need">(optional)</span></label>' in page
+    assert "<option selected>us</option>" in page
+    assert "<option>eu</option>" in page
+    assert "Small letters only." in page
+    assert 'aria-describedby="field-team-help"' in page
+    assert "us.acme.example" in page
+
+
+async def test_fields_decide_where_the_browser_goes(listener: Listener) -> None:
+    """What was typed is in the URL, and waits with the transaction."""
+    listener.flow.providers["acme"] = TENANTS
+
+    data = form(region="eu", team=" tools ")
+    pressed = await listener.post(await listener.flow.connect_url(), data=data)
+
+    assert pressed.status == 303, await pressed.text()
+    assert pressed.headers["Location"].startswith("https://eu.acme.example/authorize?")
+    (pending,) = listener.flow.store.pending.values()
+    assert pending.fields == {"region": "eu", "team": "tools"}
+
+
+async def test_a_default_holds_where_nothing_was_typed(listener: Listener) -> None:
+    """An empty form, and even none at all, is the default's."""
+    listener.flow.providers["acme"] = TENANTS
+    for options in ({"data": form()}, {}):
+        pressed = await listener.post(await listener.flow.connect_url(), **options)
+        assert pressed.headers["Location"].startswith("https://us.acme.example/authorize?")
+
+
+async def test_what_cannot_stay_is_said_beside_its_field(listener: Listener) -> None:
+    """422: a summary that leads to the fields, what was typed is still there, nothing began."""
+    listener.flow.providers["acme"] = TENANTS
+    url = await listener.flow.connect_url()
+
+    response = await listener.post(url, data=form(region="mars", team="A <b>"))
+
+    page = await page_of(response, 422)
+    assert '<a href="#field-region">Region must be one of us, eu.</a>' in page
+    assert '<a href="#field-team">Small letters only.</a>' in page
+    assert 'role="alert" tabindex="-1" autofocus' in page
+    assert 'value="A &lt;b&gt;"' in page
+    assert page.count('aria-invalid="true"') == 2
+    assert 'aria-describedby="field-team-error field-team-help"' in page
+    assert "<title>Problem: " in page
+    assert listener.flow.store.pending == {}
+    again = await listener.post(url, data=form(region="eu", team="ab"))
+    assert again.status == 303
+
+
+async def test_a_required_field_must_be_filled_in(listener: Listener) -> None:
+    """It is marked, and an empty one is refused in words."""
+    needed = replace(TENANTS.fields["team"], required=True)
+    listener.flow.providers["acme"] = replace(TENANTS, fields={**TENANTS.fields, "team": needed})
+    url = await listener.flow.connect_url()
+
+    assert "(required)" in await page_of(await listener.get(url + "?go=1"), 200)
+    assert "Team is required." in await page_of(await listener.post(url, data=form()), 422)
+
+
+async def test_a_field_that_a_url_needs_is_asked_for(listener: Listener) -> None:
+    """Even where nobody said that it is required: without it there is nowhere to go."""
+    region = Field(name="region", title="Region")
+    listener.flow.providers["acme"] = replace(TENANTS, fields={"region": region})
+    url = await listener.flow.connect_url()
+
+    for typed in ("", "other.example/", "a.b"):
+        page = await page_of(await listener.post(url, data={"region": typed}), 422)
+        assert 'id="field-region-error"' in page
+    assert (await listener.post(url, data={"region": "eu"})).status == 303
+
+
+async def test_what_the_creator_gave_is_shown_and_not_asked(listener: Listener) -> None:
+    """Nor can it be changed by whoever has the link."""
+    listener.flow.providers["acme"] = TENANTS
+    known = replace(PENDING, fields={"region": "eu", "team": "tools"}, status=Status.ACTIVE)
+    listener.flow.store.connections[PENDING.id] = known
+    url = await listener.flow.connect_url()
+
+    page = await page_of(await listener.get(url), 200)
+    pressed = await listener.post(url, data=form(region="us", team="other"))
+    skipped = await listener.get(url + "?go=1")
+
+    assert "<dt>Region</dt><dd>eu</dd>" in page
+    assert "<input" not in page
+    assert pressed.headers["Location"].startswith("https://eu.acme.example/authorize?")
+    assert skipped.status == 303
+    for pending in listener.flow.store.pending.values():
+        assert pending.fields == {"region": "eu", "team": "tools"}
+
+
+async def test_a_stored_value_that_is_not_allowed_any_more_is_asked_again(
+    listener: Listener,
+) -> None:
+    """The configuration may have changed since it was stored."""
+    listener.flow.providers["acme"] = TENANTS
+    listener.flow.store.connections[PENDING.id] = replace(
+        PENDING, fields={"region": "mars", "team": "tools", "gone": "x"}
+    )
+
+    page = await page_of(await listener.get(await listener.flow.connect_url()), 200)
+
+    assert 'name="region"' in page
+    assert 'name="team"' not in page
+    assert "mars" not in page
+
+
+async def test_go_skips_the_page_only_where_nothing_is_left_to_fill_in(listener: Listener) -> None:
+    """A field with a default is nothing to fill in; an optional one without is."""
+    listener.flow.providers["acme"] = replace(TENANTS, fields={"region": TENANTS.fields["region"]})
+    skipped = await listener.get(await listener.flow.connect_url() + "?go=1")
+    assert skipped.headers["Location"].startswith("https://us.acme.example/authorize?")
+
+    listener.flow.providers["acme"] = TENANTS
+    await page_of(await listener.get(await listener.flow.connect_url() + "?go=1"), 200)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status"),
+    [
+        ("application/json", b"{}", 415),
+        ("application/x-www-form-urlencoded", b"region=us&region=eu", 400),
+        ("application/x-www-form-urlencoded", b"region=%ff", 400),
+        ("application/x-www-form-urlencoded", b"&".join([b"a%d=" % n for n in range(101)]), 400),
+        ("application/x-www-form-urlencoded", b"region=" + b"x" * 100_000, 413),
+    ],
+)
+async def test_odd_forms_are_refused_with_a_page(
+    listener: Listener, content_type: str, body: bytes, status: int
+) -> None:
+    """Whatever arrives, the answer is a page and nothing begins."""
+    listener.flow.providers["acme"] = TENANTS
+    headers = {"Content-Type": content_type}
+
+    await page_of(
+        await listener.post(await listener.flow.connect_url(), data=body, headers=headers), status
+    )
+
+    assert listener.flow.store.pending == {}
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [("?connection=acme-9", True), ("?connection=%3Cb%3E", False), ("?connection=a%20b", False)],
+)
+async def test_the_last_page_names_the_connection_that_had_the_account(
+    listener: Listener, query: str, *, named: bool
+) -> None:
+    """By its id and by nothing else that somebody may put into a link."""
+    page = await page_of(await listener.get(f"/connect/completed{query}"), 200)
+
+    assert "Authorization completed" in page
+    assert ("connected already" in page) is named
+    assert ("<code>acme-9</code>" in page) is named
 
 
 async def test_the_return_url_gets_the_outcome(listener: Listener) -> None:

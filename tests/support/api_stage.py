@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
 
-from daemon.config.settings import Address, Caller, Permission, Refresh, Settings
+from daemon.config.settings import Address, Settings
 from daemon.domain.clock import SystemClock, system_entropy
-from daemon.domain.outcome import Granted, Outcome, OutcomeKind
-from daemon.domain.provider import Endpoints, Provider
-from daemon.domain.reply import RawReply
+from daemon.domain.connection import Connection
 from daemon.domain.tokens import TokenSet
 from daemon.oauth.authorization import Authorizer
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.history import EventRecorder, PostgresHistory
 from daemon.persistence.postgres import Database
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.refresh import policy
@@ -34,74 +31,31 @@ from daemon.refresh.refresher import Refresher
 from daemon.refresh.slots import Slots
 from daemon.sidecar.access import Callers
 from daemon.sidecar.api import ApiParts, create_api_app
+from daemon.sidecar.connection_routes import ConnectionParts, ConnectionRoutes
+from daemon.sidecar.connection_values import ConnectionValues
+from daemon.sidecar.creation import Creation, CreationParts
+from daemon.sidecar.drop_in import DropIn, DropInParts
+from daemon.sidecar.event_routes import EventParts, EventRoutes
 from daemon.sidecar.guard import Guard
 from daemon.sidecar.listener import Listener
+from daemon.sidecar.openapi import OpenApiRoute
+from daemon.sidecar.provider_routes import ProviderRoutes
+from daemon.sidecar.request_route import RequestRoute
+from daemon.sidecar.routing import Finder
 from daemon.sidecar.token_route import TokenRoute
 from daemon.telemetry.token_reads import TokenReads
-from tests.support.authorization import FixedResolver
+from daemon.upkeep.feed import Feed
+from tests.support.api_parts import (
+    CALLERS,
+    KEYS,
+    SETTINGS,
+    ConfiguredEndpoints,
+    FakeTests,
+    InstantSender,
+    LocalDisconnecting,
+)
+from tests.support.openapi import check_answer
 from tests.support.refreshing import MemoryJournal, RecordedEvents
-
-ACME = Provider(
-    name="acme",
-    client_id="our client",
-    client_secrets=(SecretStr("client-secret-canary"),),
-    issuer="https://auth.acme.example",
-    endpoints=Endpoints(
-        authorization="https://auth.acme.example/authorize",
-        token="https://auth.acme.example/token",
-    ),
-    scopes=("read", "write:all"),
-    rate=1000.0,
-)
-ALL = frozenset(Permission)
-KEYS = {"admin": "admin-key-canary", "reader": "reader-key-canary", "tokens": "tokens-key-canary"}
-
-
-def caller(
-    name: str, *, connections: tuple[str, ...], permissions: frozenset[Permission]
-) -> Caller:
-    """Return a caller with its key of ``KEYS``."""
-    digest = hashlib.sha256(KEYS[name].encode()).digest()
-    return Caller(name=name, key_sha256=digest, connections=connections, permissions=permissions)
-
-
-CALLERS = (
-    caller("admin", connections=("*",), permissions=ALL),
-    caller("reader", connections=("acme-[0-9]*",), permissions=frozenset({Permission.READ})),
-    caller("tokens", connections=("acme-*",), permissions=frozenset({Permission.TOKEN})),
-)
-
-
-class InstantSender:
-    """Port: RefreshSender. Gives out ``outcomes`` first, then new tokens at once."""
-
-    def __init__(self) -> None:
-        self.sent: list[str] = []
-        self.outcomes: list[Outcome] = []
-
-    async def refresh(
-        self,
-        provider: Provider,
-        refresh_token: str,
-        *,
-        hard_timeout: float,
-        send_by: float,
-        received: Callable[[RawReply], Awaitable[None]],
-    ) -> Outcome:
-        """Answer."""
-        del provider, hard_timeout, send_by, received
-        self.sent.append(refresh_token)
-        if self.outcomes:
-            return self.outcomes.pop(0)
-        number = len(self.sent)
-        return Outcome(
-            kind=OutcomeKind.OK,
-            granted=Granted(
-                access_token=f"new-access-{number}",
-                refresh_token=f"new-refresh-canary-{number}",
-                expires_in=3600.0,
-            ),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +80,19 @@ class Answer:
 class ApiStage:
     """A running api listener and a way to ask it."""
 
+    callers: Callers
     connections: PostgresConnections
     sender: InstantSender
     events: RecordedEvents
     cache: TokenCache
+    authorizations: PostgresAuthorizations
+    tests: FakeTests
+    disconnecting: LocalDisconnecting
     session: aiohttp.ClientSession
     url: str = ""
     expected: list[float] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    examined: list[Connection] = field(default_factory=list)
 
     async def ask(
         self,
@@ -141,6 +101,7 @@ class ApiStage:
         *,
         key: str | None = "admin",
         body: object = None,
+        form: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Send one request as a caller."""
@@ -148,10 +109,11 @@ class ApiStage:
         if key is not None:
             sent["Authorization"] = f"Bearer {KEYS.get(key, key)}"
         async with self.session.request(
-            method, f"{self.url}{path}", json=body, headers=sent
+            method, f"{self.url}{path}", json=body, data=form, headers=sent
         ) as answer:
             text = await answer.read()
             assert b"canary" not in text
+            check_answer(method, path, status=answer.status, headers=answer.headers, body=text)
             return Answer(
                 status=answer.status,
                 headers=answer.headers,
@@ -177,83 +139,163 @@ class ApiStage:
         return await self.create(name, tokens=tokens)
 
 
+class _World:
+    """The parts of a daemon that stand behind the api listener."""
+
+    def __init__(self, database: Database, cipher: TokenCipher, settings: Settings) -> None:
+        self.settings = settings
+        self.clock, self.events, self.cache = SystemClock(), RecordedEvents(), TokenCache()
+        recorder = EventRecorder(delivers=lambda: False)
+        self.connections = PostgresConnections(database, cipher, recorder=recorder)
+        self.refreshes = PostgresRefreshes(database, cipher, recorder=recorder)
+        self.authorizations = PostgresAuthorizations(
+            database, cipher, self.connections, self.clock, recorder=recorder
+        )
+        self.history = PostgresHistory(database, recorder)
+        self.sender, self.tests = InstantSender(), FakeTests()
+        self.refresher = Refresher(
+            Ports(
+                store=self.refreshes,
+                tokens=self.connections,
+                providers=settings.providers,
+                sender=self.sender,
+                journal=MemoryJournal(),
+                publisher=_Nobody(),
+                events=self.events,
+                clock=self.clock,
+                chance=lambda: 0.5,
+            ),
+            cache=self.cache,
+            slots=Slots(total=lambda: 64, at_provider=lambda _: 8),
+            settings=lambda: settings.refresh,
+            owner="one",
+        )
+        self.reader = TokenReader(
+            self.cache,
+            self.refresher,
+            settings.providers,
+            clock=self.clock,
+            settings=lambda: settings.refresh,
+        )
+        self.disconnecting = LocalDisconnecting(self.connections, self.refresher.memory.reload)
+        self.authorizer = Authorizer(
+            store=self.authorizations,
+            resolver=ConfiguredEndpoints(),
+            public_url=settings.public_url,
+            clock=self.clock,
+            entropy=system_entropy,
+        )
+        self.guard, self.callers = Guard(), Callers(CALLERS)
+        self.reads = TokenReads(CollectorRegistry(), providers=settings.providers)
+
+    def plan(self, tokens: TokenSet, connection_id: str) -> datetime | None:
+        """Return when tokens are due."""
+        return policy.due_at(tokens, connection_id, self.settings.refresh)
+
+    def token_route(self) -> TokenRoute:
+        """Return the route of token reads."""
+        return TokenRoute(
+            callers=self.callers,
+            guard=self.guard,
+            cache=self.cache,
+            reader=self.reader,
+            reads=self.reads,
+            survivor_of=self.connections.survivor_of,
+            clock=self.clock,
+        )
+
+    def api_parts(self, stage: ApiStage, token_route: TokenRoute) -> ApiParts:
+        """Return all routes, joined as the daemon joins them."""
+        settings, connections = lambda: self.settings, self.connections
+        creation = CreationParts(
+            settings=settings,
+            connections=connections,
+            authorizer=self.authorizer,
+            events=self.events,
+            clock=self.clock,
+            entropy=system_entropy,
+            plan=self.plan,
+            expect=stage.expected.append,
+            examine=stage.examined.append,
+        )
+        managing = ConnectionParts(
+            settings=settings,
+            connections=connections,
+            finder=Finder(connections=connections, settings=settings),
+            reader=self.reader,
+            authorizer=self.authorizer,
+            tests=self.tests,
+            disconnecting=self.disconnecting,
+            changed=stage.changed.append,
+            clock=self.clock,
+        )
+        drop_in = DropInParts(
+            callers=self.callers,
+            guard=self.guard,
+            reader=self.reader,
+            reads=self.reads,
+            survivor_of=connections.survivor_of,
+            clock=self.clock,
+            entropy=system_entropy,
+        )
+        return ApiParts(
+            callers=self.callers,
+            guard=self.guard,
+            entropy=system_entropy,
+            token=token_route,
+            drop_in=DropIn(drop_in),
+            creation=Creation(creation),
+            connections=ConnectionRoutes(managing),
+            providers=ProviderRoutes(settings),
+            openapi=OpenApiRoute(),
+            routes=self.event_routes(managing.finder),
+            open_routes=[web.get("/v1/connections/{id}/request", self.request_route().get)],
+        )
+
+    def event_routes(self, finder: Finder) -> list[web.RouteDef]:
+        """Return the history's routes; nobody feeds the stream."""
+        feed = Feed(history=self.history, clock=self.clock)
+        parts = EventParts(finder=finder, pages=self.history, feed=feed, clock=self.clock)
+        return EventRoutes(parts).routes()
+
+    def request_route(self) -> RequestRoute:
+        """Return the route that describes requests."""
+        return RequestRoute(
+            callers=self.callers,
+            guard=self.guard,
+            reader=self.reader,
+            providers=self.settings.providers,
+            values=ConnectionValues(self.connections, clock=self.clock),
+            reads=self.reads,
+            survivor_of=self.connections.survivor_of,
+        )
+
+
 @asynccontextmanager
 async def api_stage(
-    database: Database, cipher: TokenCipher, *, settings: Settings | None = None
+    database: Database, cipher: TokenCipher, *, settings: Settings = SETTINGS
 ) -> AsyncIterator[ApiStage]:
     """Run the api listener on a free port."""
-    clock, entropy = SystemClock(), system_entropy
-    chosen = settings or Settings(
-        state_dir=Path("unused"),
-        providers={"acme": ACME, "other": replace(ACME, name="other")},
-        return_urls=("https://app.example/*",),
-        refresh=Refresh(request_timeout=timedelta(seconds=5)),
-    )
-    connections = PostgresConnections(database, cipher)
-    refreshes = PostgresRefreshes(database, cipher)
-    await refreshes.add_providers(list(chosen.providers))
-    sender, events, cache = InstantSender(), RecordedEvents(), TokenCache()
-    refresher = Refresher(
-        Ports(
-            store=refreshes,
-            tokens=connections,
-            providers=chosen.providers,
-            sender=sender,
-            journal=MemoryJournal(),
-            publisher=_Nobody(),
-            events=events,
-            clock=clock,
-            chance=lambda: 0.5,
-        ),
-        cache=cache,
-        slots=Slots(total=lambda: 64, at_provider=lambda _: 8),
-        settings=lambda: chosen.refresh,
-        owner="one",
-    )
-    refresher.begin()
-    reader = TokenReader(
-        cache, refresher, chosen.providers, clock=clock, settings=lambda: chosen.refresh
-    )
-    guard, callers = Guard(), Callers(CALLERS)
-    route = TokenRoute(
-        callers=callers,
-        guard=guard,
-        cache=cache,
-        reader=reader,
-        reads=TokenReads(CollectorRegistry(), providers=chosen.providers),
-        clock=clock,
-    )
+    world = _World(database, cipher, settings)
+    await world.refreshes.add_providers(list(settings.providers))
+    world.refresher.begin()
+    route = world.token_route()
     async with aiohttp.ClientSession() as session:
         stage = ApiStage(
-            connections=connections, sender=sender, events=events, cache=cache, session=session
+            callers=world.callers,
+            connections=world.connections,
+            sender=world.sender,
+            events=world.events,
+            cache=world.cache,
+            authorizations=world.authorizations,
+            tests=world.tests,
+            disconnecting=world.disconnecting,
+            session=session,
         )
-
-        def plan(tokens: TokenSet, connection_id: str) -> datetime | None:
-            return policy.due_at(tokens, connection_id, chosen.refresh)
-
-        app = create_api_app(
-            ApiParts(
-                settings=lambda: chosen,
-                callers=callers,
-                guard=guard,
-                token_route=route,
-                connections=connections,
-                reader=reader,
-                authorizer=Authorizer(
-                    store=PostgresAuthorizations(database, cipher, connections, clock),
-                    resolver=FixedResolver(),
-                    public_url=chosen.public_url,
-                    clock=clock,
-                    entropy=entropy,
-                ),
-                events=events,
-                clock=clock,
-                entropy=entropy,
-                plan=plan,
-                expect=stage.expected.append,
-            )
+        app = create_api_app(world.api_parts(stage, route))
+        listener = Listener(
+            app, name="api", entropy=system_entropy, before_router=route.before_router
         )
-        listener = Listener(app, name="api", entropy=entropy, before_router=route.before_router)
         await listener.start(address=Address("127.0.0.1", 0))
         stage.url = f"http://{listener.addresses[0]}"
         try:
@@ -261,7 +303,7 @@ async def api_stage(
         finally:
             await session.close()
             await listener.stop()
-            await refresher.drain()
+            await world.refresher.drain()
 
 
 class _Nobody:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -13,14 +13,16 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import SecretStr
 
 from daemon.domain.connection import Connection, Status
-from daemon.domain.errors import DiscoveryError
+from daemon.domain.errors import DatabaseUnavailableError, DiscoveryError
 from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Endpoints, Provider
 from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet
 from daemon.oauth.authorization import Authorizer, new_secret
 from daemon.oauth.authorization_errors import AuthorizationFailures
-from daemon.oauth.redirection import Learning, Redirection
+from daemon.oauth.completing import Completing, Learning
+from daemon.oauth.examination import Examined
+from daemon.oauth.redirection import CodeExchange, Redirection
 from daemon.oauth.token_endpoint import Received
 from daemon.oauth.token_request import Exchange
 from tests.support.memory_authorizations import MemoryAuthorizations
@@ -163,9 +165,48 @@ class ScriptedTokenEndpoint:
         return self.outcome
 
 
+class ScriptedExaminer:
+    """Answers every test with ``examined``; remembers (provider, token, fields, reply values)."""
+
+    def __init__(self) -> None:
+        self.examined: Examined | None = None
+        self.asked: list[tuple[Provider, str, dict[str, str], dict[str, str]]] = []
+
+    async def examine(
+        self,
+        provider: Provider,
+        access_token: str,
+        *,
+        fields: Mapping[str, str],
+        reply_values: Mapping[str, str],
+    ) -> Examined | None:
+        """Answer."""
+        self.asked.append((provider, access_token, dict(fields), dict(reply_values)))
+        return self.examined
+
+
+class StoredConnections:
+    """The connections of an authorization store; away while ``is_away``."""
+
+    def __init__(self, store: MemoryAuthorizations) -> None:
+        self._store = store
+        self.is_away = False
+
+    async def get(self, connection_id: str) -> Connection | None:
+        """Return a connection."""
+        if self.is_away:
+            raise DatabaseUnavailableError("the database is away")
+        return self._store.connections.get(connection_id)
+
+
 @dataclass
 class Flow:
-    """All parts of the flow, and a browser's way through it."""
+    """All parts of the flow, and a browser's way through it.
+
+    ``gone`` and ``revocations`` are what followed: ids that gave way, wake-ups of who revokes.
+    ``may_see`` are the connection ids that the caller may see. ``exchange`` takes the place of
+    ``token_endpoint``.
+    """
 
     store: MemoryAuthorizations = field(default_factory=lambda: MemoryAuthorizations(PENDING))
     clock: SteppedClock = field(default_factory=SteppedClock)
@@ -177,11 +218,19 @@ class Flow:
     public_url: str = "http://localhost:7421"
     journal: MemoryJournal = field(default_factory=MemoryJournal)
     learned: list[tuple[Connection, TokenSet]] = field(default_factory=list)
+    exchange: CodeExchange | None = None
+    examiner: ScriptedExaminer = field(default_factory=ScriptedExaminer)
+    may_see: set[str] = field(default_factory=set)
+    merges_asked: list[tuple[str, str]] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    revocations: int = 0
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Build what the parts make up."""
-        self.failures = AuthorizationFailures(events=self.events, entropy=self.entropy)
+        self.failures = AuthorizationFailures(
+            events=self.events, clock=self.clock, entropy=self.entropy
+        )
         self.authorizer = Authorizer(
             store=self.store,
             resolver=self.resolver,
@@ -189,22 +238,40 @@ class Flow:
             clock=self.clock,
             entropy=self.entropy,
         )
+        self.connections = StoredConnections(self.store)
         self.redirection = Redirection(
             store=self.store,
+            connections=self.connections,
             providers=self.providers.get,
             resolver=self.resolver,
-            token_endpoint=self.token_endpoint,
-            learning=Learning(
-                plan=lambda tokens, _provider, _id: tokens.issued_at + timedelta(minutes=45),
-                authorized=lambda connection, tokens: self.learned.append((connection, tokens)),
-                default_lifetime=lambda: timedelta(hours=1),
+            token_endpoint=self.exchange or self.token_endpoint,
+            completing=Completing(
+                store=self.store,
+                examiner=self.examiner,
+                learning=Learning(
+                    plan=lambda tokens, _provider, _id: tokens.issued_at + timedelta(minutes=45),
+                    authorized=lambda connection, tokens: self.learned.append((connection, tokens)),
+                    gone=self.gone.append,
+                    revoke=self._wake,
+                    default_lifetime=lambda: timedelta(hours=1),
+                ),
+                may_merge=self._may_merge,
+                events=self.events,
+                clock=self.clock,
+                chance=lambda: 0.5,
             ),
             journal=self.journal,
             failures=self.failures,
-            events=self.events,
             clock=self.clock,
             spawn=self.spawn,
         )
+
+    def _wake(self) -> None:
+        self.revocations += 1
+
+    def _may_merge(self, caller: str, other: str) -> bool:
+        self.merges_asked.append((caller, other))
+        return other in self.may_see
 
     async def spawn(self, work: Coroutine[Any, Any, _T], /) -> _T:
         """Run ``work`` so that cancelling the caller leaves it alone, as the owner's does."""
@@ -221,12 +288,21 @@ class Flow:
         return url
 
     async def begun(
-        self, provider: Provider = ACME, *, return_url: str | None = None
+        self,
+        provider: Provider = ACME,
+        *,
+        connection: Connection = PENDING,
+        fields: Mapping[str, str] | None = None,
+        return_url: str | None = None,
     ) -> tuple[str, str]:
         """Start a transaction; return its state and the browser's binding."""
-        ticket, _ = self.authorizer.new_ticket(PENDING.id, caller="billing", return_url=return_url)
+        ticket, _ = self.authorizer.new_ticket(
+            connection.id, caller="billing", return_url=return_url
+        )
         binding = new_secret(self.entropy)
-        url = await self.authorizer.begin(ticket, PENDING, provider, binding)
+        url = await self.authorizer.begin(
+            ticket, connection, provider, binding, fields=fields or {}
+        )
         return query_of(url)["state"], binding
 
 

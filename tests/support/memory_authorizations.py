@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from daemon.domain.authorization import PendingAuthorization, Ticket
+from daemon.domain.authorization import (
+    Completion,
+    NotStored,
+    NotStoredReason,
+    PendingAuthorization,
+    StoredAuthorization,
+    Ticket,
+)
+from daemon.domain.completion import Held, Kept, Refused, Repeated, authorized_detail, decide
 from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.history import DetailValue, EventType
 from daemon.domain.tokens import TokenSet
 
 
@@ -17,7 +26,8 @@ class MemoryAuthorizations:
 
     ``errors`` are raised first, one by each next call. ``interruptions`` makes the next so many
     calls of ``complete`` raise after they have stored, as a connection does that is cut between
-    commit and answer.
+    commit and answer. ``revoked`` has what was queued for revocation, with its connection, and
+    ``recorded`` the events: (connection, type, detail).
     """
 
     def __init__(self, *connections: Connection) -> None:
@@ -26,6 +36,13 @@ class MemoryAuthorizations:
         self.pending: dict[bytes, PendingAuthorization] = {}
         self.tokens: dict[str, TokenSet] = {}
         self.due: dict[str, datetime | None] = {}
+        self.tests_due: dict[str, datetime | None] = {}
+        self.epochs: dict[str, int] = {}
+        self.account_scopes: dict[str, str] = {}
+        self.labels_set: set[str] = set()
+        self.merged: dict[str, str] = {}
+        self.revoked: list[tuple[str, TokenSet]] = []
+        self.recorded: list[tuple[str, EventType, dict[str, DetailValue]]] = []
         self.is_away = False
         self.errors: list[Exception] = []
         self.interruptions = 0
@@ -55,41 +72,22 @@ class MemoryAuthorizations:
     async def consume(self, state_hash: bytes) -> PendingAuthorization | None:
         """Remove and return a transaction, expired or not."""
         self._called("consume")
-        return self.pending.pop(state_hash, None)
+        found = self.pending.pop(state_hash, None)
+        connection = None if found is None else self.connections.get(found.connection_id)
+        if found is None or connection is None:
+            return found
+        return replace(
+            found, generation=connection.generation, epoch=self.epochs.get(connection.id, 0)
+        )
 
-    async def complete(
-        self,
-        connection_id: str,
-        tokens: TokenSet,
-        *,
-        due_at: datetime | None,
-        only_after: int | None = None,
-    ) -> Connection | None:
+    async def complete(self, completion: Completion) -> StoredAuthorization | NotStored:
         """Store the tokens one generation above the stored ones."""
         self._called("complete")
-        name = connection_id
-        before = self.connections.get(name)
-        if before is None or only_after not in {None, before.generation}:
-            return None
-        after = replace(
-            before,
-            status=Status.ACTIVE,
-            generation=before.generation + 1,
-            scopes=tokens.scopes,
-            expires_at=tokens.expires_at,
-            refresh_at=due_at,
-            has_refresh_token=tokens.refresh_token is not None,
-            last_error=None,
-        )
-        self.connections[name] = after
-        self.tokens[name] = replace(tokens, generation=after.generation)
-        self.due[name] = due_at
-        for ticket in [ticket for ticket in self.tickets.values() if ticket.connection_id == name]:
-            del self.tickets[ticket.ticket_hash]
+        answer = self._complete(completion)
         if self.interruptions > 0:
             self.interruptions -= 1
             raise DatabaseUnavailableError("the connection was cut after the commit")
-        return after
+        return answer
 
     async def prune(self, *, now: datetime) -> Sequence[str]:
         """Remove expired tickets and transactions."""
@@ -102,6 +100,121 @@ class MemoryAuthorizations:
             del self.pending[pending.state_hash]
             concerned.add(pending.connection_id)
         return sorted(concerned)
+
+    def disconnect(self, connection_id: str) -> None:
+        """Erase a connection's tokens, as a disconnect does that comes in between."""
+        before = self.connections[connection_id]
+        self.connections[connection_id] = replace(
+            before, status=Status.DISCONNECTED, scopes=(), expires_at=None, has_refresh_token=False
+        )
+        self.epochs[connection_id] = self.epochs.get(connection_id, 0) + 1
+        self.tokens.pop(connection_id, None)
+        self._forget(connection_id)
+
+    def _complete(self, completion: Completion) -> StoredAuthorization | NotStored:
+        name = completion.connection_id
+        target = self._held(self.merged.get(name, name))
+        if target is None:
+            if completion.provider is not None:
+                self.revoked.append((name, completion.tokens))
+            return NotStored(reason=NotStoredReason.GONE)
+        is_followed = target.connection.id != name
+        holder = self._holder(completion, target.connection)
+        match decided := decide(completion, target, holder, is_followed=is_followed):
+            case Kept():
+                return self._store(completion, decided)
+            case Repeated():
+                merged = name if is_followed else None
+                return StoredAuthorization(connection=target.connection, merged=merged)
+            case Refused():
+                return self._refuse(decided, target.connection)
+
+    def _store(self, completion: Completion, kept: Kept) -> StoredAuthorization:
+        name = kept.connection_id
+        self.revoked += [(one.connection.id, one.tokens) for one in kept.replaced]
+        if kept.merged is not None:
+            del self.connections[kept.merged]
+            self.tokens.pop(kept.merged, None)
+            self._forget(kept.merged)
+            self.merged = {
+                one: name if survivor == kept.merged else survivor
+                for one, survivor in self.merged.items()
+            }
+            self.merged[kept.merged] = name
+        test = None if completion.account is None else completion.account.test
+        before = self.connections[name]
+        after = replace(
+            before,
+            status=Status.ACTIVE,
+            generation=kept.tokens.generation,
+            label=kept.label,
+            account_id=kept.account_id,
+            fields=kept.fields,
+            scopes=kept.tokens.scopes,
+            requested_scopes=kept.requested_scopes,
+            metadata=kept.metadata,
+            expires_at=kept.tokens.expires_at,
+            refresh_at=kept.due_at if kept.tokens.refresh_token else None,
+            has_refresh_token=kept.tokens.refresh_token is not None,
+            last_error=None,
+            reply_values=kept.reply_values,
+            last_test=test or before.last_test,
+            last_tested_at=test.checked_at if test else before.last_tested_at,
+        )
+        self.connections[name] = after
+        self.account_scopes[name] = kept.account_scope
+        if kept.label_is_set:
+            self.labels_set.add(name)
+        self.tokens[name] = kept.tokens
+        self.due[name] = kept.due_at
+        self.tests_due[name] = completion.next_test_at
+        for ticket in [ticket for ticket in self.tickets.values() if ticket.connection_id == name]:
+            del self.tickets[ticket.ticket_hash]
+        detail = authorized_detail(
+            kept.tokens,
+            kept.requested_scopes,
+            account_known=kept.account_id is not None,
+            merged=kept.merged,
+        )
+        self.recorded.append((name, EventType.AUTHORIZED, detail))
+        return StoredAuthorization(connection=after, merged=kept.merged)
+
+    def _refuse(self, refused: Refused, connection: Connection) -> NotStored:
+        if refused.tokens is not None:
+            self.revoked.append((connection.id, refused.tokens))
+        if refused.answer.reason is not NotStoredReason.SUPERSEDED:
+            detail: dict[str, DetailValue] = {"code": refused.answer.reason.value}
+            self.recorded.append((connection.id, EventType.AUTHORIZATION_FAILED, detail))
+        return refused.answer
+
+    def _held(self, name: str) -> Held | None:
+        connection = self.connections.get(name)
+        if connection is None:
+            return None
+        return Held(
+            connection=connection,
+            account_scope=self.account_scopes.get(name, ""),
+            label_is_set=name in self.labels_set,
+            epoch=self.epochs.get(name, 0),
+            tokens=self.tokens.get(name),
+        )
+
+    def _holder(self, completion: Completion, target: Connection) -> Held | None:
+        account = completion.account
+        if account is None or account.account_id is None:
+            return None
+        wanted = (target.provider, account.scope, account.account_id)
+        for one in self.connections.values():
+            scope = self.account_scopes.get(one.id, "")
+            if one.id != target.id and (one.provider, scope, one.account_id) == wanted:
+                return self._held(one.id)
+        return None
+
+    def _forget(self, connection_id: str) -> None:
+        for ticket in [one for one in self.tickets.values() if one.connection_id == connection_id]:
+            del self.tickets[ticket.ticket_hash]
+        for begun in [one for one in self.pending.values() if one.connection_id == connection_id]:
+            del self.pending[begun.state_hash]
 
     def _called(self, method: str) -> None:
         self.calls.append(method)

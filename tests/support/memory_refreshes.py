@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from daemon.domain.admission import ProviderState, admit, admitted, after_outcome, again_in
@@ -21,6 +21,7 @@ from daemon.domain.claimable import ScheduleRow, Wanted, refusal
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Failure, Status
 from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.history import NewEvent
 from daemon.domain.outcome import Outcome
 from daemon.domain.tokens import CurrentToken, TokenSet
 
@@ -40,6 +41,15 @@ class MemoryRow:
     take_over_at: datetime | None = None
     failures: int = 0
     last_error: Failure | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    reply_values: Mapping[str, str] = field(default_factory=dict)
+    epoch: int = 0
+
+    def disconnect(self) -> None:
+        """Do as a disconnect does; what it queues for revocation is not kept."""
+        self.status, self.state, self.epoch = Status.DISCONNECTED, ClaimState.IDLE, self.epoch + 1
+        self.attempt = self.owner = self.due_at = self.last_error = None
+        self.tokens = replace(self.tokens, access_token="", refresh_token=None, expires_at=None)
 
     def schedule(self) -> ScheduleRow:
         """Return what the decision over a claim looks at."""
@@ -60,6 +70,8 @@ class MemoryRefreshes:
 
     While ``is_away`` every method raises. ``unacknowledged`` makes that many next calls of
     ``settle`` raise after they have written, as a connection does that is cut after the commit.
+    ``events`` has what was recorded, ``disowned`` (connection, provider, tokens) that were queued
+    for revocation.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -68,6 +80,8 @@ class MemoryRefreshes:
         self.is_away = False
         self.unacknowledged = 0
         self.calls: list[str] = []
+        self.events: list[NewEvent] = []
+        self.disowned: list[tuple[str, str, TokenSet]] = []
         self._clock = clock
         self._attempts = 0
 
@@ -158,13 +172,31 @@ class MemoryRefreshes:
         """Claim again for a reply that the journal kept."""
         self._called("reclaim")
         row = self.rows.get(connection_id)
-        if row is None or row.tokens.generation != generation:
+        if row is None:
+            return Refusal(connection_id=connection_id, reason=RefusalReason.UNKNOWN)
+        if row.tokens.generation != generation:
             return None
+        if row.status is Status.DISCONNECTED:
+            return Refusal(connection_id=connection_id, reason=RefusalReason.DISCONNECTED)
         if row.state is ClaimState.SENDING and row.attempt != attempt:
             return Refusal(connection_id=connection_id, reason=RefusalReason.SENDING)
         claim = self._claim(row, 0.0, owner, hold)
         row.attempt = attempt
         return replace(claim, attempt=attempt, was_in_doubt=False)
+
+    async def disown(
+        self,
+        connection_id: str,
+        tokens: TokenSet,
+        *,
+        provider: str,
+        fields: Mapping[str, str],
+        now: datetime,
+    ) -> None:
+        """Keep tokens that are nobody's."""
+        del fields, now
+        self._called("disown")
+        self.disowned.append((connection_id, provider, tokens))
 
     async def abandoned_by(self, owner: str) -> list[Abandoned]:
         """Return the open claims of an owner that has just started."""
@@ -222,6 +254,9 @@ class MemoryRefreshes:
             failures=row.failures,
             planned_at=row.due_at,
             delay=delay,
+            fields=row.fields,
+            reply_values=row.reply_values,
+            epoch=row.epoch,
         )
         row.state, row.attempt, row.owner = ClaimState.SENDING, claim.attempt, owner
         row.take_over_at = self._clock.now() + hold
@@ -230,18 +265,30 @@ class MemoryRefreshes:
     def _settle(self, settlement: Settlement) -> Settled:
         row = self.rows.get(settlement.connection_id)
         if row is None or row.status is Status.DISCONNECTED:
-            return Settled.DISCONNECTED
+            return self._disowned(row, settlement)
         open_ = row.state is ClaimState.SENDING or (
             row.state is ClaimState.IN_DOUBT and settlement.tokens is not None
         )
         if row.attempt != settlement.attempt or not open_:
-            return Settled.STORED if _is_written(row, settlement) else Settled.SUPERSEDED
+            if _is_written(row, settlement):
+                return Settled.STORED
+            is_older = row.epoch > settlement.epoch
+            return self._disowned(row, settlement) if is_older else Settled.SUPERSEDED
         row.state, row.due_at = settlement.state, settlement.due_at
         row.failures, row.take_over_at = settlement.failures, None
         row.tokens = settlement.tokens or row.tokens
-        if settlement.touches_connection or row.status is not settlement.status:
+        touches = settlement.touches_connection or settlement.reply_values
+        if touches or row.status is not settlement.status:
             row.status, row.last_error = settlement.status, settlement.last_error
+            row.reply_values = {**row.reply_values, **settlement.reply_values}
+        self.events += settlement.events
         return Settled.STORED
+
+    def _disowned(self, row: MemoryRow | None, settlement: Settlement) -> Settled:
+        if settlement.tokens is not None:
+            provider = settlement.provider if row is None else row.provider
+            self.disowned.append((settlement.connection_id, provider, settlement.tokens))
+        return Settled.DISCONNECTED
 
 
 def _abandoned(row: MemoryRow, now: datetime) -> Abandoned:

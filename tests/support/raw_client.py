@@ -76,15 +76,16 @@ class RawClient:
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *headers, *length, "", ""]
         self.send("\r\n".join(lines).encode("latin-1") + body)
 
-    async def answer(self) -> Answer:
-        """Return the next response."""
+    async def answer(self, *, has_body: bool = True) -> Answer:
+        """Return the next response; one to HEAD has a length and no body."""
         async with asyncio.timeout(_PATIENCE):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             first, *lines = head.strip().split("\r\n")
             headers = {
                 name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
             }
-            body = await self._reader.readexactly(int(headers.get("content-length", "0")))
+            length = int(headers.get("content-length", "0")) if has_body else 0
+            body = await self._reader.readexactly(length)
             return Answer(status=int(first.split(" ")[1]), headers=headers, body=body)
 
     async def ask(self, target: str = "/", *headers: str, **request: Any) -> Answer:

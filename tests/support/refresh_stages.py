@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from daemon.domain.authorization import Completion, StoredAuthorization
 from daemon.domain.claim import ClaimState
 from daemon.domain.clock import SystemClock
 from daemon.domain.connection import Connection, Status
+from daemon.domain.history import EventType
+from daemon.domain.revocation import Initiator
 from daemon.domain.tokens import TokenSet
+from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.history import EventRecorder, PostgresHistory
 from daemon.persistence.postgres import Database
 from daemon.persistence.refreshes import PostgresRefreshes
+from daemon.persistence.revocations import PostgresRevocations
 from daemon.persistence.rows import token_set
 from daemon.refresh.ports import CurrentTokens, RefreshStore
 from tests.support.clock import FakeClock
 from tests.support.memory_refreshes import MemoryRefreshes, MemoryRow
+
+_OF_OTHERS = {EventType.CREATED, EventType.AUTHORIZED, EventType.DISCONNECTED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,32 @@ class Stage(Protocol):
     @abstractmethod
     async def stored(self, name: str) -> Stored:
         """Return what is stored."""
+
+    @abstractmethod
+    async def disconnect(self, name: str, *, purge: bool = False) -> None:
+        """Disconnect, without revoking the tokens that are stored."""
+
+    @abstractmethod
+    async def reconnect(self, name: str, tokens: TokenSet) -> None:
+        """Store the tokens of a new grant, one generation up."""
+
+    @abstractmethod
+    async def set_values(
+        self, name: str, *, fields: Mapping[str, str], reply_values: Mapping[str, str]
+    ) -> None:
+        """Change a connection from the side."""
+
+    @abstractmethod
+    async def reply_values(self, name: str) -> Mapping[str, str]:
+        """Return what is kept of replies."""
+
+    @abstractmethod
+    async def history(self, name: str) -> list[EventType]:
+        """Return what was recorded, oldest first, without what came before refreshing."""
+
+    @abstractmethod
+    async def queued(self) -> list[tuple[str, str, str]]:
+        """Return (connection, provider, token) of what is to be revoked, in order."""
 
     @abstractmethod
     async def set_status(self, name: str, status: Status) -> None:
@@ -94,6 +129,42 @@ class MemoryStage(Stage):
             error=row.last_error.code if row.last_error else None,
         )
 
+    async def disconnect(self, name: str, *, purge: bool = False) -> None:
+        """Change the row, or remove it."""
+        self.memory.rows[name].disconnect()
+        if purge:
+            del self.memory.rows[name]
+
+    async def reconnect(self, name: str, tokens: TokenSet) -> None:
+        """Change the row."""
+        row = self.memory.rows[name]
+        row.status, row.state, row.attempt = Status.ACTIVE, ClaimState.IDLE, None
+        row.tokens = replace(tokens, generation=row.tokens.generation + 1)
+
+    async def set_values(
+        self, name: str, *, fields: Mapping[str, str], reply_values: Mapping[str, str]
+    ) -> None:
+        """Change the row."""
+        row = self.memory.rows[name]
+        row.fields, row.reply_values = fields, reply_values
+
+    async def reply_values(self, name: str) -> Mapping[str, str]:
+        """Return the row's."""
+        return self.memory.rows[name].reply_values
+
+    async def history(self, name: str) -> list[EventType]:
+        """Return the types of what was recorded."""
+        return [event.type for event in self.memory.events if event.connection == name]
+
+    async def queued(self) -> list[tuple[str, str, str]]:
+        """Return what was disowned, refresh token first."""
+        return [
+            (name, provider, token)
+            for name, provider, tokens in self.memory.disowned
+            for token in (tokens.refresh_token, tokens.access_token)
+            if token
+        ]
+
     async def set_status(self, name: str, status: Status) -> None:
         """Change the row."""
         self.memory.rows[name].status = status
@@ -109,8 +180,12 @@ class PostgresStage(Stage):
     def __init__(self, database: Database, cipher: TokenCipher) -> None:
         self.database = database
         self.cipher = cipher
-        self.refreshes = PostgresRefreshes(database, cipher)
-        self.connections = PostgresConnections(database, cipher)
+        recorder = EventRecorder(delivers=lambda: True)
+        self.refreshes = PostgresRefreshes(database, cipher, recorder=recorder)
+        self.connections = PostgresConnections(database, cipher, recorder=recorder)
+        self.recorder = recorder
+        self.revocations = PostgresRevocations(database, cipher)
+        self.events = PostgresHistory(database, recorder)
         self.store = self.refreshes
         self.tokens = self.connections
         self._start = SystemClock().now()
@@ -152,6 +227,53 @@ class PostgresStage(Stage):
             tokens=token_set(row, self.cipher),
             error=row["last_error"]["code"] if row["last_error"] else None,
         )
+
+    async def disconnect(self, name: str, *, purge: bool = False) -> None:
+        """Do as a person's disconnect does."""
+        assert await self.connections.disconnect(
+            name, initiator=Initiator.OPERATOR, now=self.now(), revoke=False, purge=purge
+        )
+
+    async def reconnect(self, name: str, tokens: TokenSet) -> None:
+        """Do as a completed authorization does."""
+        clock = SystemClock()
+        authorizations = PostgresAuthorizations(
+            self.database, self.cipher, self.connections, clock, recorder=self.recorder
+        )
+        epoch = await self.database.fetchval("SELECT epoch FROM connections WHERE id = $1", name)
+        answer = await authorizations.complete(
+            Completion(connection_id=name, tokens=tokens, due_at=tokens.expires_at, epoch=epoch)
+        )
+        assert isinstance(answer, StoredAuthorization)
+
+    async def set_values(
+        self, name: str, *, fields: Mapping[str, str], reply_values: Mapping[str, str]
+    ) -> None:
+        """Change the row."""
+        await self.database.execute(
+            "UPDATE connections SET fields = $2::jsonb, reply_values = $3::jsonb WHERE id = $1",
+            name,
+            dict(fields),
+            dict(reply_values),
+        )
+
+    async def reply_values(self, name: str) -> Mapping[str, str]:
+        """Return the row's."""
+        connection = await self.connections.get(name)
+        assert connection is not None
+        return connection.reply_values
+
+    async def history(self, name: str) -> list[EventType]:
+        """Return the types of what was recorded of refreshes."""
+        found = await self.events.of_connection(name, limit=1000, before=None)
+        return [event.type for event in reversed(found) if event.type not in _OF_OTHERS]
+
+    async def queued(self) -> list[tuple[str, str, str]]:
+        """Return what is queued."""
+        found = await self.revocations.claim(
+            now=self.now() + timedelta(days=1), hold=timedelta(), limit=1000
+        )
+        return [(one.connection_id, one.provider, one.token) for one in found]
 
     async def set_status(self, name: str, status: Status) -> None:
         """Change the row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -77,6 +77,7 @@ class ScriptedSender:
         self.outcomes: list[Outcome | Exception] = []
         self.takes = 0.1
         self.lifetime = HOUR
+        self.fields: Mapping[str, str] = {}
         self.gate = asyncio.Event()
         self.gate.set()
         self._clock = clock
@@ -86,6 +87,7 @@ class ScriptedSender:
         provider: Provider,
         refresh_token: str,
         *,
+        fields: Mapping[str, str],
         hard_timeout: float,
         send_by: float,
         received: Callable[[RawReply], Awaitable[None]],
@@ -93,6 +95,7 @@ class ScriptedSender:
         """Answer."""
         del provider
         assert hard_timeout > 0
+        self.fields = fields
         if self._clock.boottime() > send_by:
             self.late += 1
             return Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.TIMEOUT)
@@ -164,6 +167,7 @@ class Replica:
     settings: Refresh = field(default_factory=Refresh)
     providers: dict[str, Provider] = field(default_factory=lambda: {"acme": ACME})
     published: list[str] = field(default_factory=list)
+    disowned: int = 0
     expected: list[float] = field(default_factory=list)
     listening: bool = True
     recovered: bool = True
@@ -193,6 +197,7 @@ class Replica:
                 events=self.events,
                 clock=clock,
                 chance=lambda: 0.5,
+                on_disowned=self._disowned,
             ),
             cache=self.cache,
             slots=self.slots,
@@ -228,6 +233,9 @@ class Replica:
     def publish(self, connection_id: str) -> None:
         """Port: Publisher."""
         self.published.append(connection_id)
+
+    def _disowned(self) -> None:
+        self.disowned += 1
 
     def _expect(self, seconds: float) -> None:
         self.expected.append(seconds)

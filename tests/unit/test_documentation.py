@@ -9,17 +9,16 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from typer.main import get_command
 
 from daemon.cli.commands import app as command_line
 from daemon.domain.clock import SystemClock, system_entropy
-from daemon.sidecar.api import ApiParts, create_api_app
 from daemon.sidecar.ops import Health, create_ops_app
 from daemon.sidecar.public import PublicParts, create_public_app
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.token_reads import TokenReads
+from tests.support.api_routes import api_routes
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,19 +34,6 @@ def _commands() -> Iterator[str]:
     for name, command in cast("Any", get_command(command_line)).commands.items():
         for below in getattr(command, "commands", {None: command}):
             yield name if below is None else f"{name} {below}"
-
-
-async def _nothing(_: web.Request) -> web.Response:
-    """Stand in for a handler: only where it is mounted matters here."""
-    return web.Response()
-
-
-def _api_routes() -> Iterator[str]:
-    """Yield method and path of every route of the api listener."""
-    parts = SimpleNamespace(entropy=system_entropy, token_route=SimpleNamespace(get=_nothing))
-    for route in create_api_app(cast("ApiParts", parts)).router.routes():
-        if route.method != "HEAD" and route.resource is not None:
-            yield f"{route.method} {route.resource.canonical}"
 
 
 def _other_routes() -> Iterator[str]:
@@ -91,7 +77,7 @@ def test_the_readme_invents_no_command() -> None:
     assert sorted(shown) == sorted(_commands())
 
 
-@pytest.mark.parametrize("route", sorted(_api_routes()))
+@pytest.mark.parametrize("route", sorted(api_routes()))
 def test_every_route_of_the_api_is_in_the_readme(route: str) -> None:
     """The table of the HTTP API has it, with its method."""
     assert f"`{route}`" in README
@@ -100,7 +86,7 @@ def test_every_route_of_the_api_is_in_the_readme(route: str) -> None:
 def test_the_readme_invents_no_route() -> None:
     """Every route in the table of the HTTP API is served."""
     shown = re.findall(r"`((?:GET|POST|PATCH|DELETE|ANY) /\S+)`", README)
-    assert set(shown) == set(_api_routes())
+    assert set(shown) == api_routes()
 
 
 @pytest.mark.parametrize("path", sorted(_other_routes()))

@@ -39,7 +39,6 @@ CREATE TABLE events (
     detail jsonb NOT NULL DEFAULT '{}'
 );
 CREATE INDEX events_connection ON events (connection_id, id DESC);
-CREATE INDEX events_at ON events (at);
 
 -- Events that are to be delivered to the webhook, until they are or have failed for good.
 CREATE TABLE webhook_deliveries (

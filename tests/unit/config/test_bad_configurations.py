@@ -14,7 +14,6 @@ TOP_LEVEL = [
     ("entirely_else: 1", "entirely_else", "the keys here are state_dir, public_url"),
     ("Log: {}", "Log", "did you mean log?"),
     ("log: {levle: info}", "log.levle", "did you mean level?"),
-    ("events: {webhook: {url: null}}", "events", "not supported by this version of tokenward"),
     ("12: x", "", "every key in quotes"),
     ("- a\n- b", "", "must be a mapping"),
     ("just text", "", "must be a mapping"),
@@ -204,17 +203,51 @@ REFRESH = [
     ("refresh: {concurrency: 0x10}", "refresh.concurrency", "whole number from 1"),
 ]
 
+_SIGNED = "secret: {env: HOOK_SECRET}"
+
+EVENTS = [
+    ("events: webhook", "", "must be a mapping"),
+    ("events: {webhok: {}}", ".webhok", "did you mean webhook?"),
+    ("events: {retention: 30d}", ".retention", "the units are s, m and h"),
+    ("events: {retention: 23h}", ".retention", "at least 24h"),
+    ("events: {webhook: https://a.example}", ".webhook", "must be a mapping"),
+    ("events: {webhook: {url: https://a.example}}", ".webhook.secret", "is missing"),
+    (f"events: {{webhook: {{url: http://a.example, {_SIGNED}}}}}", ".webhook.url", "be https"),
+    (f"events: {{webhook: {{url: https://me@a.example, {_SIGNED}}}}}", ".webhook.url", "user"),
+    (f"events: {{webhook: {{url: 'https://a.example/{{x}}', {_SIGNED}}}}}", ".webhook.url", "%XX"),
+    (f"events: {{webhook: {{url: 'https://a.example/#x', {_SIGNED}}}}}", ".webhook.url", "fragm"),
+    (f"events: {{webhook: {{url: http://localhost:80, {_SIGNED}}}}}", ".webhook.url", "private"),
+    (f"events: {{webhook: {{url: https://10.0.0.1/, {_SIGNED}}}}}", ".webhook.url", "private"),
+    (f"events: {{webhook: {{url: 'https://[fd00::1]/', {_SIGNED}}}}}", ".webhook.url", "private"),
+    (f"events: {{webhook: {{url: {{env: NOWHERE}}, {_SIGNED}}}}}", ".webhook.url", "is not set"),
+    (
+        f"events: {{webhook: {{url: https://a.example, {_SIGNED}, allow_private_hosts: 1}}}}",
+        ".webhook.allow_private_hosts",
+        "true or false",
+    ),
+    *(
+        (
+            f"events: {{webhook: {{url: https://a.example, secret: '{secret}'}}}}",
+            ".webhook.secret",
+            "whsec_ and the base64 of 24 to 64 bytes",
+        )
+        for secret in ("short", "whsec_c2hvcnQ=", "whsec_" + "!" * 40, "whsec_" + "A" * 88)
+    ),
+]
+
 CASES = [
     *TOP_LEVEL,
     *URLS,
     *LISTENERS,
     *KEYS,
     *REFRESH,
+    *((text, f"events{below}", fragment) for text, below, fragment in EVENTS),
 ]
 
 
 @pytest.mark.parametrize(("text", "path", "fragment"), CASES)
 def test_bad_configuration(desk: Desk, text: str, path: str, fragment: str) -> None:
     """A bad configuration is refused with the path of what is wrong and what to do."""
-    found = desk.findings(text, environ={"CALLER_KEY": "0123456789abcdefghij"})
+    environ = {"CALLER_KEY": "0123456789abcdefghij", "HOOK_SECRET": "0123456789abcdefghijklmn"}
+    found = desk.findings(text, environ=environ)
     assert [str(one) for one in found if one.path == path and fragment in one.message], found

@@ -93,6 +93,37 @@ def test_new_provider(desk: Desk) -> None:
     assert settings.warnings == ()
 
 
+def test_life_of_a_connection(desk: Desk) -> None:
+    """Fields, test, request values and the webhook may come by variables, too."""
+    prefix = "TOKENWARD_PROVIDERS__ACME_EU__"
+    settings = desk.load(
+        _ACME,
+        environ={
+            f"{prefix}FIELDS__ACME_EU__ENUM": "[us, eu]",
+            f"{prefix}FIELDS__ACME_EU__DEFAULT": "us",
+            f"{prefix}API_BASE_URL": "https://{acme_eu}.acme.example",
+            f"{prefix}TEST__PATH": "/me",
+            f"{prefix}TEST__INTERVAL": "off",
+            f"{prefix}REQUEST__HEADERS__X-API-VERSION": "2",
+            f"{prefix}LABEL": "{me.name}",
+            f"{prefix}REVOCATION_REQUEST__ON_RECONNECT": "false",
+            "TOKENWARD_EVENTS__WEBHOOK__URL": "https://app.example/hook",
+            "TOKENWARD_EVENTS__WEBHOOK__SECRET": "{looks: like YAML, and is long}",
+        },
+    )
+    provider = settings.providers["acme-eu"]
+    assert provider.fields["acme_eu"].enum == ("us", "eu")
+    assert provider.api_base_url is not None
+    assert provider.api_base_url.names == ("fields.acme_eu",)
+    assert provider.test is not None
+    assert provider.test.interval is None
+    assert [*provider.request.headers] == ["x-api-version"]
+    assert not provider.revocation_request.on_reconnect
+    assert settings.events.webhook is not None
+    assert settings.events.webhook.secret == b"{looks: like YAML, and is long}"
+    assert settings.warnings == ()
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -151,7 +182,8 @@ def test_service_link_port(desk: Desk) -> None:
         ("TOKENWARD_", "x", "is not a known key"),
         ("TOKENWARD_LOG__LEVEL__X", "x", "log.level has no keys below it"),
         ("TOKENWARD_CALLERS__0__NAME", "x", "callers is a list; set it whole"),
-        ("TOKENWARD_EVENTS__WEBHOOK__URL", "x", "not supported by this version"),
+        ("TOKENWARD_PROVIDERS__ACME_EU__FIELDS__REGION__TITEL", "x", "did you mean title?"),
+        ("TOKENWARD_PROVIDERS__ACME_EU__TEST__X", "x", "is not a known key"),
         ("TOKENWARD_PROVIDERS__ACME_EU__PRESET", "x", "not supported by this version"),
         ("TOKENWARD_PROVIDERS__ACME_EU__TOKN_ENDPOINT", "x", "did you mean token_endpoint?"),
         ("TOKENWARD_LISTEN__API__PORT", "80", "is not a known key"),

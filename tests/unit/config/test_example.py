@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from daemon.config.document import read_document
 from daemon.config.schema import SETTINGS, Key, Listed, Named, Section
 from daemon.config.settings import Listen, Log, Refresh
-from daemon.domain.provider import Provider
+from daemon.domain.provider import ClientAuthentication, Provider, RevocationRequest
 from tests.support.configuration import Desk
 
 _EXAMPLE = Path(__file__).parents[3] / "config.example.yaml"
@@ -51,6 +53,7 @@ def test_example_loads(desk: Desk) -> None:
     """The example loads without a finding or a warning once its secrets are there."""
     for name in ("acme", "acme-previous"):
         desk.write(name, "hush\n")
+    desk.write("webhook", "whsec_" + _KEY)
     desk.write("tokenward-key-2026-11", _KEY)
     desk.write("reporting-caller-key", "0123456789abcdefghij")
     text = _EXAMPLE.read_text().replace("/run/secrets/", f"{desk.directory}/")
@@ -64,12 +67,31 @@ def test_example_states_the_defaults(desk: Desk) -> None:
     """Where a key has a default, the example shows it."""
     example = read_document(_EXAMPLE)
     assert isinstance(example, dict)
+    acme = example["providers"]["acme"]
     sections = {key: example[key] for key in ("state_dir", "public_url", "listen", "database")}
     sections |= {key: example[key] for key in ("refresh", "log")}
-    settings = desk.load(str(sections).replace("None", "null").replace("False", "false"))
-    assert settings == desk.load("")
+    sections["events"] = {"retention": example["events"]["retention"]}
+    sections["providers"] = {
+        "acme": {
+            "issuer": "https://as.example",
+            "client_id": "me",
+            "token_endpoint_auth_method": "none",
+            "revocation_request": acme["revocation_request"],
+            **{key: acme[key] for key in ("allow_private_hosts", "label_mask")},
+        }
+    }
+    settings = desk.load(json.dumps(sections))
+    assert replace(settings, providers={}) == desk.load("")
+    provider = settings.providers["acme"]
+    assert provider.revocation_request == RevocationRequest()
+    assert provider == Provider(
+        name="acme",
+        client_id="me",
+        issuer="https://as.example",
+        token_endpoint_auth_method=ClientAuthentication.NONE,
+    )
     assert (settings.listen, settings.refresh, settings.log) == (Listen(), Refresh(), Log())
-    default, acme = Provider(name="a", client_id="b"), example["providers"]["acme"]
+    default = Provider(name="a", client_id="b")
     assert acme["token_endpoint_auth_method"] == default.token_endpoint_auth_method
     assert (acme["concurrency"], acme["rate"]) == (default.concurrency, f"{default.rate:.0f}/s")
     assert acme["rotation"] == default.rotation.kind

@@ -56,3 +56,46 @@ def test_new_warnings(desk: Desk) -> None:
     """The warnings are those of the new configuration."""
     new = desk.load("callers: [{name: a, key: 0123456789abcdefghij}]")
     assert changes(desk.load(""), new).settings.warnings == new.warnings != ()
+
+
+_RICH = """
+providers:
+  acme:
+    issuer: https://as.example
+    client_id: me
+    client_secret: {env: CLIENT_SECRET}
+    fields: {region: {enum: [us, eu], default: us, pattern: "[a-z]+"}}
+    api_base_url: https://{region}.acme.example
+    test: {path: /me, expect: ok}
+    label: "{me.name}"
+    account_id: me.id
+    request: {headers: {X-Version: "2"}}
+events: {retention: 48h, webhook: {url: https://a.example, secret: {env: K}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "applied"),
+    [
+        ("", "", []),
+        ("expect: ok", "expect: good", ["providers.acme"]),
+        ("account_id: me.id", "account_id: me.uid", ["providers.acme"]),
+        ("[us, eu]", "[us, eu, uk]", ["providers.acme"]),
+        ('"[a-z]+"', '"[a-z]{2}"', ["providers.acme"]),
+        ("{me.name}", "{me.email}", ["providers.acme"]),
+        ("//{region}.acme", "//api-{region}.acme", ["providers.acme"]),
+        ('X-Version: "2"', 'X-Version: "3"', ["providers.acme"]),
+        ("    test: {path: /me, expect: ok}\n", "    test: {path: /me}\n", ["providers.acme"]),
+        ("48h", "72h", ["events.retention"]),
+        ("https://a.example", "https://b.example", ["events.webhook"]),
+    ],
+)
+def test_the_life_of_a_connection_changes_at_once(
+    desk: Desk, old: str, new: str, applied: list[str]
+) -> None:
+    """What concerns fields, tests, labels, requests and events is applied without a restart."""
+    found = changes(
+        desk.load(_RICH, environ=_ENVIRON),
+        desk.load(_RICH.replace(old, new), environ=_ENVIRON),
+    )
+    assert (list(found.applied), found.restart) == (applied, ())

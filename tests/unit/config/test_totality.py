@@ -17,15 +17,18 @@ from tests.support.configuration import PROVIDER, Desk
 
 CANARY = "canary-5ecret-0123456789"
 
+_WORDS = (
+    *("https://a.example/*", "127.0.0.1:1", "10/s", "5m", "off", "S256", "none", "static", "never"),
+    *("https://{acme}.a.example/{token.x}", "{token.url}/v1", "/{acme}", "{me.name}", "me.id"),
+    *("{access_token}", "*.a.example:8443", "POST", "bearer", "whsec_" + "A" * 32),
+)
 _LEAVES = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
     st.floats(),
     st.text(max_size=20),
-    st.sampled_from(
-        ["https://a.example/*", "127.0.0.1:1", "10/s", "5m", "off", "S256", "none", "static"]
-    ),
+    st.sampled_from(_WORDS),
     st.sampled_from([{"file": "x"}, {"env": "X"}, {"grace": "5s"}, {"env": None}, {"file": "\0"}]),
 )
 _ANYTHING = st.recursive(
@@ -128,6 +131,7 @@ _SOUND = f"""
 database: {{url: "postgresql://u:{CANARY}@h/d"}}
 encryption: {{keys: [{{id: a, secret: {{env: KEY}}}}]}}
 callers: [{{name: a, key: {CANARY}-caller}}]
+events: {{webhook: {{url: https://a.example/{CANARY}, secret: {CANARY}}}}}
 providers:
   acme: {{{PROVIDER.replace("{env: CLIENT_SECRET}", f"[{CANARY}, {{file: {CANARY[:0]}secret}}]")}}}
 """
@@ -150,6 +154,15 @@ _BROKEN = [
     f"providers: {{acme: {{client_secret: [[{CANARY}]], token_endpoint: {CANARY}}}}}",
     f"providers: {{acme: {{grant: {CANARY}, rotation: {CANARY}, rate: {CANARY}}}}}",
     f"providers: {{acme: {{client_id: a, client_id: {CANARY}}}}}",
+    f"providers: {{acme: {{api_base_url: {CANARY}, allowed_hosts: ['{CANARY}']}}}}",
+    f"providers: {{acme: {{label: '{CANARY}}}', account_id: '{CANARY}'}}}}",
+    f"providers: {{acme: {{fields: {{a: {{pattern: '[{CANARY}', default: ' {CANARY}'}}}}}}}}",
+    f"providers: {{acme: {{fields: {{a: {{enum: [b], default: '{CANARY}'}}}}}}}}",
+    f"providers: {{acme: {{request: {{headers: {{Cookie: {CANARY}, Host: {CANARY}}}}}}}}}",
+    f"providers: {{acme: {{test: {{method: {CANARY}, path: {CANARY}, expect: '{CANARY}.'}}}}}}",
+    f"providers: {{acme: {{revocation_request: {{tokens: [{CANARY}], method: {CANARY}}}}}}}",
+    f"events: {{webhook: {{url: http://{CANARY}.example, secret: {CANARY[:20]}}}}}",
+    f"events: {{webhook: {{url: 'https://h/{CANARY}/{{x}}', secret: whsec_{CANARY}}}}}",
     f"providers: {{acme: {{client_secret: *{CANARY}}}}}",
     f"providers: {{acme: {{client_secret: !{CANARY}!x y}}}}",
     f"providers: {{acme: {{client_secret: !{CANARY} y}}}}",
@@ -169,7 +182,7 @@ def _prepared(desk: Desk) -> dict[str, str]:
 def test_secrets_stay_out_of_settings(desk: Desk) -> None:
     """No secret is in the printed form of the settings or in a warning."""
     loaded = desk.load(_SOUND, environ=_prepared(desk))
-    assert len(loaded.warnings) == 6
+    assert len(loaded.warnings) == 7
     printed = f"{loaded!r} {loaded} {loaded.warnings} {loaded.providers['acme']!r}"
     assert CANARY not in printed
     assert repr(bytes(range(5)))[2:-1] not in printed

@@ -8,9 +8,11 @@ from datetime import datetime, timedelta
 import pytest
 
 from daemon.domain.outcome import Granted
-from daemon.domain.tokens import TokenSet, tokens_of
+from daemon.domain.provider import Provider
+from daemon.domain.tokens import TokenSet, lifetime_of, tokens_of
 from tests.support.clock import START
 
+ACME = Provider(name="acme", client_id="us")
 BEFORE = TokenSet(
     generation=1,
     access_token="access-canary",
@@ -68,6 +70,32 @@ def test_absent_members(
         scopes,
         at(life),
     )
+
+
+@pytest.mark.parametrize(
+    ("provider", "lifetime"),
+    [
+        (ACME, timedelta(hours=1)),
+        (replace(ACME, default_lifetime=timedelta(minutes=5)), timedelta(minutes=5)),
+        (replace(ACME, tokens_never_expire=True), None),
+    ],
+)
+def test_the_lifetime_of_a_provider(provider: Provider, lifetime: timedelta | None) -> None:
+    """The provider's own default comes first, and may be for ever."""
+    assert lifetime_of(provider, timedelta(hours=1)) == lifetime
+
+
+@pytest.mark.parametrize(("expires_in", "life"), [(None, None), (100.0, 100), (0.0, 0)])
+def test_tokens_that_never_expire(expires_in: float | None, life: float | None) -> None:
+    """Only where the reply says nothing, and the provider is known for it, there is no end."""
+    after = tokens_of(
+        Granted(access_token="b", expires_in=expires_in),
+        before=BEFORE,
+        requested=(),
+        sent_at=START,
+        default_lifetime=None,
+    )
+    assert after.expires_at == (None if life is None else at(life))
 
 
 @pytest.mark.parametrize("life", [-1.5, 0.0, 3600.0, None])

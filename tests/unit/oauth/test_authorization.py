@@ -162,7 +162,7 @@ async def test_a_transaction_pins_where_its_code_may_go() -> None:
     flow = Flow()
     ticket, _ = flow.authorizer.new_ticket(PENDING.id, caller="b", return_url="https://r.example/")
 
-    url = await flow.authorizer.begin(ticket, PENDING, ACME, "b" * 43)
+    url = await flow.authorizer.begin(ticket, PENDING, ACME, "b" * 43, fields={})
 
     sent = query_of(url)
     (pending,) = flow.store.pending.values()
@@ -196,7 +196,9 @@ async def test_pkce_can_be_off() -> None:
     flow = Flow()
     ticket, _ = flow.authorizer.new_ticket(PENDING.id, caller="b", return_url=None)
 
-    url = await flow.authorizer.begin(ticket, PENDING, replace(ACME, pkce=False), "b" * 43)
+    url = await flow.authorizer.begin(
+        ticket, PENDING, replace(ACME, pkce=False), "b" * 43, fields={}
+    )
 
     (pending,) = flow.store.pending.values()
     assert pending.code_verifier is None
@@ -209,7 +211,11 @@ async def test_a_connection_without_requested_scopes_asks_for_the_providers() ->
     ticket, _ = flow.authorizer.new_ticket(PENDING.id, caller="b", return_url=None)
 
     url = await flow.authorizer.begin(
-        ticket, replace(PENDING, requested_scopes=()), replace(ACME, scopes=("only",)), "b" * 43
+        ticket,
+        replace(PENDING, requested_scopes=()),
+        replace(ACME, scopes=("only",)),
+        "b" * 43,
+        fields={},
     )
 
     assert query_of(url)["scope"] == "only"

@@ -22,6 +22,7 @@ from daemon.oauth.authorization_response import (
     parse_callback,
     transaction_fault,
 )
+from daemon.oauth.query import with_query
 from tests.support.authorization import ACME, ISSUER, START
 
 STATE = "s" * 43
@@ -56,7 +57,10 @@ AUTHORIZATION = PendingAuthorization(
         (f"code=&state={STATE}&error=x", CallbackParams(state=STATE, error="x")),
         (f"&&code=c&&state={STATE}&", CallbackParams(state=STATE, code="c")),
         (f"code=c&state={STATE}&x=1&x=2&y", CallbackParams(state=STATE, code="c")),
-        (f"code=c&state={STATE}&code[]=d&Code=e", CallbackParams(state=STATE, code="c")),
+        (
+            f"code=c&state={STATE}&code[]=d&Code=e",
+            CallbackParams(state=STATE, code="c", others={"Code": "e"}),
+        ),
         # Azure's descriptions have line breaks, others are not UTF-8: nobody reads them.
         (
             f"error=x&state={STATE}&error_description=a%0D%0ATrace&error_uri=%E9%00",
@@ -121,6 +125,56 @@ def test_an_unreadable_response_names_no_transaction(raw: str) -> None:
 def test_a_contradictory_response_still_names_its_transaction(raw: str) -> None:
     """A response no honest provider sends is refused, and the state in it will be used up."""
     assert parse_callback(raw) == CallbackRejection(state=STATE)
+
+
+MANY = "&".join(f"p{number:02}=v" for number in range(30))
+
+
+@pytest.mark.parametrize(
+    ("raw", "others"),
+    [
+        ("realmId=42&x.y=1", {"realmId": "42", "x.y": "1"}),
+        ("a=%C3%A9+b", {"a": "é b"}),
+        ("a=1&a=2&b=3", {"b": "3"}),
+        ("a=&b", {}),
+        ("a=%00&b=%0a&c=%ff&d=1", {"d": "1"}),
+        (f"a={'x' * 1024}&b={'x' * 1025}", {"a": "x" * 1024}),
+        ("a%20b=1&-x=1&1x=1&%C3%A9=1&a[]=1", {}),
+        (f"{'n' * 64}=1&{'n' * 65}=1", {"n" * 64: "1"}),
+        ("error_description=a&error_uri=b&access_token=c&id_token=d&token_type=e", {}),
+        (MANY, {f"p{number:02}": "v" for number in range(20)}),
+    ],
+)
+def test_other_parameters_are_kept_within_bounds(raw: str, others: dict[str, str]) -> None:
+    """S16: up to 20 names for templates, each once, of up to 1 KiB; the rest never fails it."""
+    expected = CallbackParams(state=STATE, code="c", others=others)
+
+    assert parse_callback(f"code=c&state={STATE}&{raw}") == expected
+    assert parse_callback(f"{raw}&state={STATE}&code=c") == expected
+
+
+def test_other_parameters_are_not_shown() -> None:
+    """They may be anything, so they are in no log."""
+    assert "canary" not in repr(CallbackParams(state=STATE, code="c", others={"x": "canary"}))
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z][a-z0-9_.-]{0,8}", fullmatch=True).filter(
+            lambda name: name not in {"code", "state", "iss", "error"}
+        ),
+        st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=20),
+        max_size=5,
+    )
+)
+def test_a_form_post_becomes_the_same_query(others: dict[str, str]) -> None:
+    """What a ``form_post`` brought goes through a redirect of ours and comes out equal."""
+    kept = {name: value for name, value in others.items() if name != "access_token"}
+    params = CallbackParams(state=STATE, code="c/ +", iss=ISSUER, others=kept)
+
+    query = with_query("", params.as_query()).removeprefix("?")
+
+    assert parse_callback(query) == params
 
 
 @given(st.text())

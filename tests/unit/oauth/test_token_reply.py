@@ -50,12 +50,14 @@ def read(
     provider: Provider = PROVIDER,
     sent: tuple[str, ...] = (),
 ) -> Outcome:
-    """Read a reply; what is not bytes yet becomes JSON."""
+    """Read a reply without ``members``; what is not bytes yet becomes JSON."""
     octets = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Length": str(len(octets))} if headers is None else headers
-    return read_reply(
+    outcome = read_reply(
         status=status, headers=headers, body=octets, provider=provider, now=NOW, sent=sent
     )
+    granted = outcome.granted and replace(outcome.granted, members={})
+    return replace(outcome, granted=granted)
 
 
 def complete(**members: object) -> dict[str, object]:
@@ -566,8 +568,8 @@ def test_refresh_tokens(token: object, kept: str | None, warnings: tuple[str, ..
         ("read\x00", None, ("scope_unusable",)),
         ("r\ud800", None, ("scope_unusable",)),
         ("lesen-für-alle", None, ("scope_unusable",)),
-        ("x" * 100_000, None, ("scope_unusable",)),
-        (["x" * 100_000], None, ("scope_unusable",)),
+        ("x" * 100_000, None, ("scope_unusable", "reply_members_too_large")),
+        (["x" * 100_000], None, ("scope_unusable", "reply_members_too_large")),
     ],
 )
 def test_scopes(scope: object, scopes: tuple[str, ...] | None, warnings: tuple[str, ...]) -> None:

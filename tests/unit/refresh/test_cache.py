@@ -120,6 +120,29 @@ def test_the_newest_generation_wins() -> None:
     assert again.status is Status.ACTIVE
 
 
+@pytest.mark.parametrize("status", [one for one in Status if one is not Status.DISCONNECTED])
+def test_a_disconnect_is_the_last_word_of_its_generation(status: Status) -> None:
+    """An older answer that arrives later brings no token back; a new grant does."""
+    cache = TokenCache()
+    cache.put(TOKEN)
+    ended = cache.put(replace(TOKEN, status=Status.DISCONNECTED, access_token=""))
+    assert cache.get("acme-1") is ended
+    assert cache.put(replace(TOKEN, status=status)) is ended
+    assert not ended.is_good(NOW)
+    assert cache.put(replace(TOKEN, status=Status.DISCONNECTED)) is not ended
+    assert cache.put(replace(TOKEN, generation=8)).is_good(NOW)
+
+
+async def test_an_answer_from_before_a_disconnect_wakes_nobody() -> None:
+    """It is no change."""
+    cache = TokenCache()
+    cache.put(replace(TOKEN, status=Status.DISCONNECTED, access_token=""))
+    waiting = cache.changed("acme-1")
+    cache.put(TOKEN)
+    assert not waiting.done()
+    waiting.cancel()
+
+
 def test_eviction_gives_a_second_chance() -> None:
     """Beyond the bound the oldest entry goes that was not read since it was last passed over."""
     cache = TokenCache(largest=3)

@@ -102,6 +102,28 @@ def test_a_recovery_is_written_to_the_connection(claim: Claim) -> None:
     assert (settlement.failures, settlement.last_error) == (0, None)
 
 
+def test_tokens_that_never_expire_are_never_due() -> None:
+    """Without an end in the reply there is nothing to plan, where the provider is known for it."""
+    silent = Outcome(kind=OutcomeKind.OK, granted=Granted(access_token="a"))
+    decision = decided(silent, provider=replace(ACME, tokens_never_expire=True))
+    assert decision.settlement.tokens is not None
+    assert decision.settlement.tokens.expires_at is None
+    assert (decision.settlement.due_at, decision.retry_in) == (None, None)
+
+
+@pytest.mark.parametrize("kind", list(OutcomeKind))
+def test_a_settlement_has_what_a_late_revocation_needs(kind: OutcomeKind) -> None:
+    """Where its tokens came from, and since when a disconnect counts."""
+    claim = replace(CLAIM, epoch=3, fields={"region": "us"})
+    outcome = GRANTED if kind is OutcomeKind.OK else failed(kind)
+    settlement = decided(outcome, claim).settlement
+    assert (settlement.provider, settlement.fields, settlement.epoch) == (
+        "acme",
+        {"region": "us"},
+        3,
+    )
+
+
 def test_the_providers_default_lifetime_comes_first() -> None:
     """A reply without a lifetime gets the provider's default, else the general one."""
     silent = Outcome(kind=OutcomeKind.OK, granted=Granted(access_token="a"))

@@ -9,10 +9,18 @@ from datetime import timedelta
 import orjson
 import pytest
 
+from daemon.domain.authorization import (
+    Completion,
+    NotStored,
+    NotStoredReason,
+    StoredAuthorization,
+)
 from daemon.domain.claim import Claim, ClaimState, Refusal, Settlement
 from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DecryptionError
+from daemon.domain.history import EventType
 from daemon.domain.journal import JournaledReply, Purpose
+from daemon.domain.provider import RevocationRequest, TestRequest
 from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet
 from daemon.refresh.recovery import Recovery, Stored
@@ -38,20 +46,19 @@ class PartlyLocked(MemoryRefreshes):
 
 
 class Exchanges:
-    """Port: Exchanged. Every connection is at generation 6 afterwards."""
+    """Port: Exchanged. Every connection is at generation 6 afterwards, unless ``refused``."""
 
-    async def complete(
-        self,
-        connection_id: str,
-        tokens: TokenSet,
-        *,
-        due_at: object,
-        only_after: int | None = None,
-    ) -> Connection:
+    def __init__(self) -> None:
+        self.refused: NotStoredReason | None = None
+        self.asked: list[Completion] = []
+
+    async def complete(self, completion: Completion) -> StoredAuthorization | NotStored:
         """Store nothing."""
-        del tokens, due_at, only_after
-        return Connection(
-            id=connection_id,
+        self.asked.append(completion)
+        if self.refused is not None:
+            return NotStored(reason=self.refused)
+        connection = Connection(
+            id=completion.connection_id,
             provider="acme",
             grant="authorization_code",
             status=Status.ACTIVE,
@@ -59,6 +66,7 @@ class Exchanges:
             created_at=START,
             updated_at=START,
         )
+        return StoredAuthorization(connection=connection)
 
 
 def reply(body: object, *, status: int = 200, attempt: str = "attempt 1") -> JournaledReply:
@@ -84,6 +92,8 @@ class Restarted:
         self.here.add()
         self.here.journal.kept = {entry.attempt: entry for entry in kept}
         self.authorized: list[tuple[Connection, TokenSet]] = []
+        self.exchanges = Exchanges()
+        self.disowned = 0
 
     async def claim(self, owner: str = "one") -> Claim:
         """Claim the connection, as whoever sent last had done."""
@@ -100,11 +110,12 @@ class Restarted:
         stored = Stored(
             journal=here.journal,
             store=here.store,
-            exchanged=Exchanges(),
+            exchanged=self.exchanges,
             providers=here.providers,
             on_authorized=lambda *told: self.authorized.append(told),
             clock=here.clock,
             chance=lambda: 0.5,
+            on_disowned=self._disowned,
         )
         recovery = Recovery(
             stored,
@@ -115,6 +126,9 @@ class Restarted:
         )
         await recovery.run()
         return recovery
+
+    def _disowned(self) -> None:
+        self.disowned += 1
 
 
 async def test_a_kept_token_is_stored() -> None:
@@ -183,12 +197,121 @@ async def test_a_kept_end_of_the_grant_is_stored() -> None:
     assert after.here.row().status is Status.REAUTHORIZATION_REQUIRED
 
 
+async def test_a_reply_that_is_stored_already_is_not_needed() -> None:
+    """The note that it was stored may have been lost: the newer generation says so."""
+    after = Restarted(reply(NEW))
+    row = after.here.row()
+    row.tokens = replace(row.tokens, generation=2)
+    await after.recover()
+    assert (row.tokens.generation, row.tokens.refresh_token) == (2, "refresh 1")
+    assert after.here.journal.kept == {}
+    assert after.here.store.disowned == []
+
+
+async def test_a_kept_refusal_of_a_code_is_not_needed() -> None:
+    """An exchange that brought nothing has nothing to store."""
+    refused = reply({"error": "invalid_grant"}, status=400, attempt="exchange")
+    after = Restarted(replace(refused, purpose=Purpose.EXCHANGE))
+    await after.recover()
+    assert after.exchanges.asked == []
+    assert after.here.journal.kept == {}
+
+
+async def test_recovery_waits_for_the_database() -> None:
+    """Until it can be asked nothing is refreshed and nothing is given up."""
+    after = Restarted(reply(NEW))
+    await after.claim()
+    after.here.store.is_away = True
+    recovering = asyncio.create_task(after.recover())
+    await after.here.clock.run(5)
+    assert list(after.here.journal.kept) == ["attempt 1"]
+    after.here.store.is_away = False
+    await after.here.clock.run(2)
+    await recovering
+    assert after.here.row().tokens.refresh_token == "next"
+
+
 async def test_a_kept_exchange_is_told_with_its_generation() -> None:
     """The cache hears the generation that was stored, not that of a first token."""
     after = Restarted(replace(reply(NEW, attempt="exchange"), purpose=Purpose.EXCHANGE))
     await after.recover()
     ((connection, tokens),) = after.authorized
     assert (connection.id, tokens.generation) == ("acme-1", 6)
+
+
+async def test_a_kept_exchange_is_stored_as_it_was_begun() -> None:
+    """With the fields and the epoch of its transaction, to be tested soon where that is wanted."""
+    entry = replace(
+        reply(NEW, attempt="exchange"),
+        purpose=Purpose.EXCHANGE,
+        epoch=3,
+        fields={"region": "us"},
+    )
+    after = Restarted(entry, replace(entry, attempt="older", fields={}, epoch=0))
+    once = RevocationRequest(on_reconnect=False)
+    tested = replace(ACME, test=TestRequest(), revocation_request=once, tokens_never_expire=True)
+    after.here.providers["acme"] = tested
+    await after.recover()
+    newer, older = after.exchanges.asked
+    assert (newer.connection_id, newer.provider, newer.account) == ("acme-1", "acme", None)
+    assert (newer.fields, newer.epoch, newer.only_after) == ({"region": "us"}, 3, 1)
+    assert (newer.next_test_at, newer.revokes_replaced) == (START, False)
+    assert newer.tokens.expires_at == START + timedelta(hours=1)
+    assert (older.fields, older.epoch) == (None, 0)
+    after.here.providers["acme"] = replace(ACME, test=TestRequest(interval=None))
+    after.here.journal.kept["again"] = replace(entry, attempt="again")
+    await after.recover()
+    assert after.exchanges.asked[-1].next_test_at is None
+    assert after.exchanges.asked[-1].revokes_replaced
+
+
+@pytest.mark.parametrize("reason", list(NotStoredReason))
+async def test_a_kept_exchange_that_is_refused_is_done_with(reason: NotStoredReason) -> None:
+    """The store has queued its tokens, unless it knows them: nothing is left to do here."""
+    after = Restarted(replace(reply(NEW, attempt="exchange"), purpose=Purpose.EXCHANGE))
+    after.exchanges.refused = reason
+    await after.recover()
+    assert after.authorized == []
+    assert after.here.journal.kept == {}
+    assert after.disowned == int(reason is not NotStoredReason.SUPERSEDED)
+
+
+@pytest.mark.parametrize("purge", ["", "purge"])
+async def test_a_kept_token_of_a_disconnected_connection_is_disowned(purge: str) -> None:
+    """It brings nothing back; its tokens are to be revoked, and the reply is kept no more."""
+    after = Restarted(reply(NEW))
+    await after.claim()
+    row = after.here.row()
+    row.disconnect()
+    if purge:
+        del after.here.store.rows["acme-1"]
+    await after.recover()
+    assert (row.state, row.tokens.access_token) == (ClaimState.IDLE, "")
+    ((name, provider, tokens),) = after.here.store.disowned
+    assert (name, provider) == ("acme-1", "acme")
+    assert (tokens.refresh_token, tokens.access_token) == ("next", "new")
+    assert after.disowned == 1
+    assert after.here.journal.kept == {}
+    assert after.here.store.events == []
+
+
+async def test_a_salvaged_token_of_a_disconnected_connection_is_disowned() -> None:
+    """Also a refresh token alone, out of a reply that is otherwise unusable."""
+    after = Restarted(reply({"refresh_token": "next"}))
+    await after.claim()
+    after.here.row().disconnect()
+    await after.recover()
+    ((_, _, tokens),) = after.here.store.disowned
+    assert (tokens.refresh_token, tokens.access_token) == ("next", "")
+
+
+async def test_an_interrupted_refresh_is_in_the_history() -> None:
+    """What was under way at the crash is recorded when it is put in doubt."""
+    after = Restarted()
+    await after.claim()
+    await after.recover()
+    (event,) = after.here.store.events
+    assert (event.type, event.detail["error"]) == (EventType.REFRESH_FAILED, "in_doubt")
 
 
 async def test_a_reply_waits_for_another_replicas_attempt() -> None:

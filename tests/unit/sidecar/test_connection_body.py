@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from daemon.domain.connection import Connection, Failure, Status
 from daemon.domain.errors import Problem
 from daemon.domain.provider import Provider
-from daemon.sidecar.connection_body import (
+from daemon.sidecar.connection_body import connection_body, rfc3339
+from daemon.sidecar.connection_requests import (
     CreateRequest,
-    connection_body,
     read_create_request,
     read_return_url,
-    rfc3339,
 )
 from tests.support.clock import START
 

@@ -23,9 +23,10 @@ def _refused(
     method: str = "GET",
     target: str = TARGET,
     unix_socket: bool = False,
+    is_page: bool = False,
 ) -> tuple[int, str] | None:
     try:
-        guard.check(method, target, CIMultiDict(headers), unix_socket=unix_socket)
+        guard.check(method, target, CIMultiDict(headers), unix_socket=unix_socket, is_page=is_page)
     except Problem as problem:
         return problem.status, problem.code
     return None
@@ -137,15 +138,25 @@ def test_a_person_in_the_address_bar_is_answered(site: str) -> None:
     assert _refused(Guard(), {"Host": "localhost", "Sec-Fetch-Site": site}) is None
 
 
-def test_the_own_origin_is_answered() -> None:
-    """The operator pages' own origin may send Origin, and no other, nor a near one."""
-    guard = Guard(own_origins=["http://127.0.0.1:7420"])
+def test_the_own_origin_is_answered_to_pages() -> None:
+    """An operator page's own origin may send Origin to pages, and no other, nor a near one."""
+    guard = Guard()
     host = {"Host": "127.0.0.1:7420"}
     own = {"Origin": "http://127.0.0.1:7420", "Sec-Fetch-Site": "same-origin"}
-    assert _refused(guard, {**host, **own}) is None
-    assert _refused(guard, {**host, "Origin": "http://127.0.0.1:7421"}) == (403, "cross_origin")
+    assert _refused(guard, {**host, **own}, is_page=True) is None
+    for origin in ("http://127.0.0.1:7421", "https://127.0.0.1:7420", "http://127.0.0.1", "null"):
+        refused = _refused(guard, {**host, "Origin": origin}, is_page=True)
+        assert refused == (403, "cross_origin")
     forged = {**host, **own, "Sec-Fetch-Site": "cross-site"}
-    assert _refused(guard, forged) == (403, "cross_origin")
+    assert _refused(guard, forged, is_page=True) == (403, "cross_origin")
+    rebound = {"Host": "evil.example", "Origin": "http://evil.example"}
+    assert _refused(guard, rebound, is_page=True) == (421, "misdirected_request")
+
+
+def test_the_own_origin_is_not_answered_to_callers_routes() -> None:
+    """No script on a page, not even on our own, may ask what callers ask."""
+    own = {"Host": "127.0.0.1:7420", "Origin": "http://127.0.0.1:7420"}
+    assert _refused(Guard(), own) == (403, "cross_origin")
 
 
 def test_a_preflight_is_refused_and_plain_options_is_not() -> None:

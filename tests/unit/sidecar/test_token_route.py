@@ -26,6 +26,12 @@ HEADERS = {"Host": "127.0.0.1:7420", "Authorization": "Bearer key"}
 PATH = "/v1/connections/acme-1/token"
 
 
+async def nowhere(connection_id: str) -> str | None:
+    """Know of no connection that was merged."""
+    del connection_id
+    return None
+
+
 class Stage:
     """A route with one token in memory."""
 
@@ -49,6 +55,7 @@ class Stage:
             cache=self.here.cache,
             reader=self.here.reader,
             reads=TokenReads(self.registry, providers=["acme"]),
+            survivor_of=nowhere,
             clock=self.here.clock,
         )
 

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from daemon.domain.events import Events
 from daemon.domain.outcome import FailureReason, Granted, Outcome, OutcomeKind
+from daemon.domain.revocation import Initiator, RevocationResult
 from daemon.telemetry.events import TelemetryEvents
 from daemon.telemetry.metrics import Metrics
 from tests.support.telemetry import CANARY, StoppedClock, captured_log, claim_with_secrets
@@ -40,6 +41,10 @@ ACME = {"connection": "con_1", "provider": "acme"}
 REFRESHES = "tokenward_refreshes_total"
 FAILURES = "tokenward_refresh_failures_total"
 AUTHORIZATIONS = "tokenward_authorizations_total"
+REVOCATIONS = "tokenward_revocations_total"
+TESTS = "tokenward_connection_tests_total"
+DELIVERIES = "tokenward_webhook_deliveries_total"
+EVT = {"id": "evt_7", "connection": "con_1"}
 
 # What is told; the line's level and keys; the samples that move, with their new values.
 TABLE: dict[str, tuple[Tell, str, dict[str, Any], list[tuple[str, dict[str, str]]]]] = {
@@ -189,6 +194,80 @@ TABLE: dict[str, tuple[Tell, str, dict[str, Any], list[tuple[str, dict[str, str]
         "warning",
         {"provider": "acme", "is_open": True, "reason": "invalid_client"},
         [],
+    ),
+    "connection_tested": (
+        lambda e: e.connection_tested("con_1", "acme", ok=True, status=200, code=None),
+        "info",
+        {**ACME, "ok": True, "status": 200, "error": None},
+        [(TESTS, {"outcome": "ok"})],
+    ),
+    "connection_tested, refused": (
+        lambda e: e.connection_tested("con_1", "acme", ok=False, status=401, code="unauthorized"),
+        "warning",
+        {**ACME, "ok": False, "status": 401, "error": "unauthorized"},
+        [(TESTS, {"outcome": "unauthorized"})],
+    ),
+    "connection_tested, in vain": (
+        lambda e: e.connection_tested("con_1", "acme", ok=False, status=500, code="failed"),
+        "warning",
+        {**ACME, "ok": False, "status": 500, "error": "failed"},
+        [(TESTS, {"outcome": "failed"})],
+    ),
+    "connection_tested, with no answer": (
+        lambda e: e.connection_tested("con_1", "acme", ok=False, status=None, code="network"),
+        "warning",
+        {**ACME, "ok": False, "status": None, "error": "network"},
+        [(TESTS, {"outcome": "unreachable"})],
+    ),
+    "connection_disconnected": (
+        lambda e: e.connection_disconnected(
+            "con_1", "acme", initiator=Initiator.OPERATOR, is_purged=True
+        ),
+        "info",
+        {**ACME, "initiator": "operator", "is_purged": True},
+        [],
+    ),
+    "connection_merged": (
+        lambda e: e.connection_merged("con_1", "acme", merged="con_2"),
+        "info",
+        {**ACME, "merged": "con_2"},
+        [],
+    ),
+    "revocation_ended": (
+        lambda e: e.revocation_ended(
+            "con_1", "acme", initiator=Initiator.CALLER, result=RevocationResult.QUEUED
+        ),
+        "info",
+        {**ACME, "initiator": "caller", "result": "queued"},
+        [(REVOCATIONS, {"initiator": "caller", "result": "queued"})],
+    ),
+    "revocation_abandoned": (
+        lambda e: e.revocation_abandoned(
+            "con_1", "acme", initiator=Initiator.CALLER, error="No reply."
+        ),
+        "warning",
+        {**ACME, "initiator": "caller", "error": "No reply."},
+        [],
+    ),
+    "webhook_delivered": (
+        lambda e: e.webhook_delivered("evt_7", "con_1", attempts=1),
+        "debug",
+        {**EVT, "attempts": 1},
+        [(DELIVERIES, {"provider": "", "outcome": "delivered"})],
+    ),
+    "webhook_delivery_failed": (
+        lambda e: e.webhook_delivery_failed(
+            "evt_7", "con_1", attempts=2, error="Status 500.", retry_in=300.12345
+        ),
+        "warning",
+        {**EVT, "attempts": 2, "error": "Status 500.", "retry_in": 300.123},
+        [(DELIVERIES, {"provider": "", "outcome": "failed"})],
+    ),
+    "webhook_delivery_dead": (
+        lambda e: e.webhook_delivery_dead("evt_7", "con_1", attempts=10, error="Status 410."),
+        "warning",
+        {**EVT, "attempts": 10, "error": "Status 410."},
+        [(DELIVERIES, {"provider": "", "outcome": "dead"})],
     ),
 }
 

@@ -5,18 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from daemon.domain.connection import Status
 from daemon.domain.outcome import FailureReason
-from daemon.telemetry.metrics import AuthorizationResult, Metrics, RefreshResult
+from daemon.domain.revocation import Initiator, RevocationResult
+from daemon.telemetry.metrics import (
+    AuthorizationResult,
+    DeliveryResult,
+    Metrics,
+    RefreshResult,
+    TestOutcome,
+)
 from daemon.telemetry.token_reads import TokenReads
 from tests.support.telemetry import NOW, StoppedClock
 
 Labels = dict[str, str]
-# Name, type, labels: contract 6, as far as the daemon has come.
+# Name, type, labels: contract 6.
 CONTRACT = [
     ("tokenward_connections", "gauge", {"provider", "status"}),
     ("tokenward_expired_connections", "gauge", {"provider"}),
@@ -30,6 +38,10 @@ CONTRACT = [
     ("tokenward_token_requests_total", "counter", {"provider", "outcome"}),
     ("tokenward_token_request_duration_seconds", "histogram", set()),
     ("tokenward_authorizations_total", "counter", {"provider", "outcome"}),
+    ("tokenward_revocations_total", "counter", {"provider", "initiator", "result"}),
+    ("tokenward_connection_tests_total", "counter", {"provider", "outcome"}),
+    ("tokenward_proxy_requests_total", "counter", {"provider", "code"}),
+    ("tokenward_webhook_deliveries_total", "counter", {"outcome"}),
     ("tokenward_database_up", "gauge", set()),
     ("tokenward_journal_entries", "gauge", set()),
     ("tokenward_notification_listener_up", "gauge", set()),
@@ -133,6 +145,46 @@ CHANGES: list[tuple[Callable[[Metrics], None], str, Labels, float]] = [
         "tokenward_authorizations_total",
         {"provider": "unknown", "outcome": "failed"},
         1,
+    ),
+    (
+        lambda m: m.count_revocation("acme", Initiator.CALLER, RevocationResult.REVOKED),
+        "tokenward_revocations_total",
+        _acme(initiator="caller", result="revoked"),
+        1,
+    ),
+    (
+        lambda m: m.count_revocation("gone", Initiator.PROVIDER, RevocationResult.DETECTED),
+        "tokenward_revocations_total",
+        {"provider": "unknown", "initiator": "provider", "result": "detected"},
+        1,
+    ),
+    (
+        lambda m: m.count_connection_test("acme", TestOutcome.UNAUTHORIZED),
+        "tokenward_connection_tests_total",
+        _acme(outcome="unauthorized"),
+        1,
+    ),
+    (
+        lambda m: m.count_webhook_delivery(DeliveryResult.DEAD),
+        "tokenward_webhook_deliveries_total",
+        {"outcome": "dead"},
+        1,
+    ),
+    *(
+        (
+            partial(Metrics.count_proxy_request, provider="acme", status=status),
+            "tokenward_proxy_requests_total",
+            _acme(code=code),
+            1,
+        )
+        for status, code in (
+            (200, "200"),
+            (418, "418"),
+            (299, "2xx"),
+            (599, "5xx"),
+            (700, "other"),
+            (0, "other"),
+        )
     ),
 ]
 

@@ -1,0 +1,355 @@
+"""[serve] ``ANY /v1/connections/{id}/proxy/{path}``: a request to the API, with the token in it.
+
+Answered before aiohttp's router, which would decode the path. The one hard idea: until everything
+was judged (caller, path, host, state of the connection), no byte goes out; after that no byte is
+held back, in either direction. Only a body that is still here whole can be sent a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from io import BytesIO
+from typing import Any
+
+from aiohttp import ClientResponse, ClientTimeout, hdrs, web
+from yarl import URL
+
+from daemon.config.settings import Permission
+from daemon.domain.allowed_hosts import Target
+from daemon.domain.clock import Clock, Entropy
+from daemon.domain.errors import Problem
+from daemon.domain.provider import Provider
+from daemon.oauth.api_session import ApiSession
+from daemon.oauth.outbound import CONNECT_TIMEOUT, ERRORS
+from daemon.refresh.cache import Entry, TokenCache
+from daemon.refresh.ports import Providers
+from daemon.refresh.reading import TokenReader
+from daemon.sidecar.access import Callers, Identity
+from daemon.sidecar.connection_values import ConnectionValues
+from daemon.sidecar.guard import Guard, connection_id_from
+from daemon.sidecar.problems import problem_of, problem_response
+from daemon.sidecar.protocol import GuardedHandler
+from daemon.sidecar.proxy_answer import relay
+from daemon.sidecar.proxy_body import Deadline, Spool
+from daemon.sidecar.proxy_faults import no_answer, refuse_method, trouble
+from daemon.sidecar.proxy_headers import check_headers, sent_headers
+from daemon.sidecar.proxy_target import (
+    below,
+    check_path,
+    check_query,
+    destination,
+    split_proxy_path,
+)
+from daemon.sidecar.request_route import provider_not_configured
+from daemon.sidecar.request_values import (
+    FORM,
+    Added,
+    Credential,
+    added,
+    merged_body,
+    merged_query,
+    read_content_type,
+    refuse_token_parameter,
+)
+from daemon.sidecar.routing import Survivor, gone
+from daemon.sidecar.token_route import identify
+from daemon.telemetry.token_reads import UNKNOWN_PROVIDER
+
+ERROR_HEADER = "Tokenward-Error"
+"""On our own answers only, with the problem's code: an API's answers never have it."""
+_TARGET_HEADER = "Tokenward-Target"
+_WRITING = frozenset({hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH})
+_NO_TYPE_OF_OURS = (hdrs.CONTENT_TYPE,)
+# aiohttp warns of larger bodies in one piece.
+_LARGEST_PIECE = 1024 * 1024
+# A 401 to a token that was just refreshed is not about the token: no further refresh for so long.
+_FRUITLESS_FOR = 60.0
+_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyLimits:
+    """Times in seconds, sizes in bytes. There is none for a whole answer: streams are long."""
+
+    connect: float = CONNECT_TIMEOUT
+    """For name, connection and TLS session together."""
+    idle: float = 60.0
+    """For an answer to begin, and between two parts of a body, in either direction."""
+    spool: int = 1024 * 1024
+    """How much of a body is kept, to send it again or to put values into it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyPorts:
+    """What the proxy works with. ``count`` is told provider and status of each answer."""
+
+    callers: Callers
+    guard: Guard
+    cache: TokenCache
+    reader: TokenReader
+    providers: Providers
+    values: ConnectionValues
+    survivor_of: Survivor
+    session: ApiSession
+    count: Callable[[str, int], None]
+    clock: Clock
+    entropy: Entropy
+
+
+@dataclass(slots=True)
+class _Call:
+    """One proxied request on its way; ``way`` is known once it may be sent."""
+
+    request: web.BaseRequest
+    connection_id: str
+    path: str
+    query: str
+    spool: Spool | None
+    provider: str = UNKNOWN_PROVIDER
+    body: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class _Way:
+    """Where one request goes and with which token."""
+
+    entry: Entry
+    provider: Provider
+    values: Mapping[str, str]
+    place: Target
+
+
+class ProxyRoute:
+    """Sends callers' requests to APIs."""
+
+    def __init__(self, ports: ProxyPorts, *, limits: ProxyLimits | None = None) -> None:
+        self._ports = ports
+        self._limits = limits or ProxyLimits()
+        self._timeout = ClientTimeout(
+            total=None, connect=self._limits.connect, sock_read=self._limits.idle
+        )
+        self._bases: dict[str, tuple[Provider, Mapping[str, str], Target]] = {}
+        self._fruitless: dict[str, float] = {}
+
+    def before_router(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse] | None:
+        """Answer a proxied request; ``None`` for everything else.
+
+        What is awaited raises ``ConnectionError`` where the caller is gone, or was cut off because
+        the API broke off.
+        """
+        found = split_proxy_path(request.raw_path)
+        if found is None:
+            return None
+        return self._handle(_Call(request, *found, self._spool(request)))
+
+    async def _handle(self, call: _Call) -> web.StreamResponse:
+        protocol = call.request.protocol
+        task = asyncio.current_task()
+        if isinstance(protocol, GuardedHandler) and task is not None:
+            protocol.on_lost = task.cancel
+        try:
+            response = await self._answer(call)
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the HTTP boundary of this route
+            response = self._refusal(call, error)
+        finally:
+            if isinstance(protocol, GuardedHandler):
+                protocol.on_lost = None
+        self._ports.count(call.provider, response.status)
+        return response
+
+    async def _answer(self, call: _Call) -> web.StreamResponse:
+        request, ports = call.request, self._ports
+        call.connection_id = connection_id_from(call.connection_id)
+        identity = identify(
+            request, Permission.PROXY, call.connection_id, callers=ports.callers, guard=ports.guard
+        )
+        refuse_method(request)
+        check_path(call.path)
+        check_query(call.query)
+        refuse_token_parameter(call.query, where="query")
+        check_headers(request.headers)
+        way = await self._way(call, identity)
+        if call.spool is not None:
+            await self._take_body(call, call.spool, way.provider)
+        response = await self._send(call, way)
+        if response.status == HTTPStatus.UNAUTHORIZED:
+            response = await self._once_more(call, way, response)
+        try:
+            return await relay(request, response)
+        except BaseException:
+            response.close()
+            raise
+
+    async def _way(self, call: _Call, identity: Identity) -> _Way:
+        entry = self._ports.cache.get(call.connection_id)
+        if entry is None or not entry.is_good(self._ports.clock.now().timestamp()):
+            entry = await self._entry(call.connection_id, identity)
+        entry.used = True
+        call.provider = entry.provider
+        provider = self._ports.providers.get(entry.provider)
+        if provider is None:
+            raise provider_not_configured(entry.provider, entry.connection)
+        values = await self._ports.values.of(entry, provider)
+        return _Way(entry, provider, values, self._place(call, entry, provider, values))
+
+    async def _entry(self, connection_id: str, identity: Identity) -> Entry:
+        reading = await self._ports.reader.read(connection_id)
+        if reading is None:
+            raise await gone(connection_id, identity, self._ports.survivor_of)
+        return reading.entry
+
+    def _place(
+        self, call: _Call, entry: Entry, provider: Provider, values: Mapping[str, str]
+    ) -> Target:
+        origins = call.request.headers.getall(_TARGET_HEADER, ())
+        if origins:
+            return destination(provider, values, origins, call.path)
+        key = entry.connection if values else provider.name
+        known = self._bases.get(key)
+        if known is None or known[0] is not provider or known[1] is not values:
+            if len(self._bases) >= _REMEMBERED:
+                self._bases.clear()
+            known = (provider, values, destination(provider, values, (), ""))
+            self._bases[key] = known
+        return below(known[2], call.path)
+
+    async def _take_body(self, call: _Call, spool: Spool, provider: Provider) -> None:
+        """Read as much of the body as must be looked at, or is here already."""
+        if provider.request.body:
+            call.body = await spool.read()
+            if call.body is None:
+                raise _too_large(self._limits.spool)
+            return
+        if read_content_type(call.request.headers.get(hdrs.CONTENT_TYPE, ""))[0] == FORM:
+            await spool.read()
+            refuse_token_parameter(spool.kept.decode("latin-1"), where="form")
+        call.body = spool.arrived()
+
+    async def _send(self, call: _Call, way: _Way) -> ClientResponse:
+        request, provider = call.request, way.provider
+        extra = added(provider, way.values, Credential(*way.entry.token()))
+        headers = sent_headers(request.headers, extra.headers)
+        deadline = Deadline(self._limits.idle)
+        sending = self._ports.session.streaming(
+            allow_private_hosts=provider.allow_private_hosts
+        ).request(
+            request.method,
+            URL(_url(way.place, merged_query(call.query, extra.query)), encoded=True),
+            data=_body(call, extra, headers, deadline),
+            headers=headers,
+            allow_redirects=False,
+            skip_auto_headers=None if hdrs.CONTENT_TYPE in headers else _NO_TYPE_OF_OURS,
+            timeout=self._timeout,
+        )
+        try:
+            async with deadline:
+                response = await sending
+        except ERRORS as error:
+            failure = None if call.spool is None else call.spool.failure
+            raise trouble(error, way.place, failure) from error
+        if response.status < HTTPStatus.OK:
+            # Switching protocols, which nobody asked for.
+            response.close()
+            raise no_answer(way.place)
+        return response
+
+    async def _once_more(self, call: _Call, way: _Way, response: ClientResponse) -> ClientResponse:
+        """Have the token refreshed, once, and send again what can be sent again.
+
+        Where no newer token is to be had, or the body is gone, the 401 stays the answer.
+        """
+        try:
+            newer = await self._newer(way.entry)
+        except BaseException:
+            response.close()
+            raise
+        is_lost = call.spool is not None and call.body is None and not call.spool.is_replayable
+        if newer is None or is_lost:
+            return response
+        response.close()
+        again = await self._send(call, _Way(newer, way.provider, way.values, way.place))
+        if again.status == HTTPStatus.UNAUTHORIZED:
+            if len(self._fruitless) >= _REMEMBERED:
+                self._fruitless.clear()
+            self._fruitless[newer.connection] = self._ports.clock.boottime() + _FRUITLESS_FOR
+        return again
+
+    async def _newer(self, entry: Entry) -> Entry | None:
+        until = self._fruitless.get(entry.connection, 0.0)
+        if self._ports.clock.boottime() < until:
+            return None
+        self._fruitless.pop(entry.connection, None)
+        try:
+            reading = await self._ports.reader.read(entry.connection, newer_than=entry.generation)
+        except Problem:
+            return None
+        if reading is None or reading.entry.generation <= entry.generation:
+            return None
+        return reading.entry
+
+    def _refusal(self, call: _Call, error: Exception) -> web.Response:
+        problem = problem_of(error, self._ports.entropy)
+        if call.request.writer.output_size > 0:
+            raise ConnectionError("the answer had begun") from error
+        response = problem_response(problem)
+        response.headers[ERROR_HEADER] = problem.code
+        return response
+
+    def _spool(self, request: web.BaseRequest) -> Spool | None:
+        if not request.body_exists:
+            return None
+
+        async def say_continue() -> None:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # It is no part of the answer, which may still be a problem.
+            request.writer.output_size = 0
+
+        return Spool(
+            request.content,
+            bound=self._limits.spool,
+            idle=self._limits.idle,
+            before_first=say_continue if hdrs.EXPECT in request.headers else None,
+        )
+
+
+def _url(place: Target, query: str) -> str:
+    if not query:
+        return place.url
+    return f"{place.url}{'&' if '?' in place.path else '?'}{query}"
+
+
+def _body(call: _Call, extra: Added, headers: Any, deadline: Deadline) -> Any:
+    """Return what aiohttp sends as the body, and set the headers that describe it."""
+    request, body = call.request, call.body
+    if extra.body and (body is not None or request.method in _WRITING):
+        if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+            raise Problem(
+                415,
+                "unsupported_media_type",
+                "This provider's request values go into the body too, which must not be "
+                "compressed for that.",
+            )
+        body, headers[hdrs.CONTENT_TYPE] = merged_body(
+            body or b"", request.headers.get(hdrs.CONTENT_TYPE, ""), extra.body
+        )
+    if body is not None:
+        return body if len(body) <= _LARGEST_PIECE else BytesIO(body)
+    if call.spool is None:
+        return None
+    if request.content_length is not None:
+        headers[hdrs.CONTENT_LENGTH] = str(request.content_length)
+    return call.spool.chunks(deadline)
+
+
+def _too_large(bound: int) -> Problem:
+    return Problem(
+        413,
+        "body_too_large",
+        "This provider's request values go into the body, so it must be read whole: at most "
+        f"{bound} bytes. Send a smaller one.",
+    )
