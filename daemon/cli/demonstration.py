@@ -137,7 +137,8 @@ class _Narrator:
         print_line("tokenward demo: everything runs on this machine and is only for trying out.")
         print_line()
         print_line("  tokens for programs   ", f"http://127.0.0.1:{ports.api}", sep="")
-        print_line("  pages for browsers    ", self.example.public_url, sep="")
+        print_line("  pages to connect      ", self.example.public_url, sep="")
+        print_line("  pages for operators   ", f"http://127.0.0.1:{ports.api}/", sep="")
         print_line("  metrics               ", f"http://127.0.0.1:{ports.ops}/metrics", sep="")
         server = f"http://127.0.0.1:{ports.authorization_server}"
         print_line("  authorization server  ", server, sep="")
@@ -164,6 +165,11 @@ class _Narrator:
         say(f'     curl -H "Authorization: Bearer $(cat {state_dir}/api.key)" \\')
         api = f"http://127.0.0.1:{self.example.ports.api}"
         say(f"       {api}/v1/connections/{CONNECTION}/token")
+        say("   A request to the provider's API with that token put in:")
+        say(f'     curl -H "Authorization: Bearer $(cat {state_dir}/api.key)" \\')
+        say(f"       {api}/v1/connections/{CONNECTION}/proxy/me")
+        say(f"   The operators' pages, where {state_dir}/api.key holds the key to log in with:")
+        say(f"     {api}/")
         say(f"   Tokens live {lifetime} s; watch the next refresh come and go:")
         self._command("connections")
         say("   Metrics, for example how many refreshes there were:")

@@ -131,10 +131,17 @@ providers:
     client_id: {_CLIENT_ID}
     client_secret: {{file: {example.secret.name}}}
     # Without offline_access and consent this server gives no refresh token.
-    scopes: [openid, offline_access]
+    scopes: [openid, profile, email, offline_access]
     authorization_params: {{prompt: consent}}
     # Each refresh spends its refresh token, and using one twice ends the grant.
     rotation: strict
+    # Its API, to which the proxy and the test request may take a token. It is on this machine.
+    api_base_url: http://127.0.0.1:{ports.authorization_server}
+    allow_private_hosts: true
+    # Who a token belongs to: asked when connecting, and by `tokenward test`.
+    test: {{path: /me}}
+    label: "{{me.name}} ({{me.email}})"
+    account_id: me.sub
 """
 
 

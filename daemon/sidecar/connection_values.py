@@ -18,7 +18,7 @@ from daemon.domain.connection import Connection
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.provider import Provider
 from daemon.refresh.cache import Entry
-from daemon.sidecar.request_values import TOKEN_NAMES
+from daemon.sidecar.request_values import TOKEN_NAMES, has_values
 
 _GOOD_FOR = 1.0
 # At some hundred bytes each, a few megabytes.
@@ -90,8 +90,9 @@ def needs_values(provider: Provider) -> bool:
 
     Bodies are not looked into: one is rare, and a look-up too many is cheap.
     """
-    request = provider.request
-    base = provider.api_base_url
+    request, base = provider.request, provider.api_base_url
+    if not has_values(provider):
+        return base is not None and bool(base.names)
     templates = (*request.headers.values(), *request.query.values())
     return bool(
         (base is not None and base.names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any
@@ -37,10 +37,10 @@ from daemon.sidecar.proxy_body import Deadline, Spool
 from daemon.sidecar.proxy_faults import no_answer, refuse_method, trouble
 from daemon.sidecar.proxy_headers import check_headers, sent_headers
 from daemon.sidecar.proxy_target import (
-    below,
     check_path,
     check_query,
     destination,
+    prefix_of,
     split_proxy_path,
 )
 from daemon.sidecar.request_route import provider_not_configured
@@ -49,6 +49,7 @@ from daemon.sidecar.request_values import (
     Added,
     Credential,
     added,
+    has_values,
     merged_body,
     merged_query,
     read_content_type,
@@ -68,6 +69,8 @@ _LARGEST_PIECE = 1024 * 1024
 # A 401 to a token that was just refreshed is not about the token: no further refresh for so long.
 _FRUITLESS_FOR = 60.0
 _REMEMBERED = 4096
+# Each holds a token a second time.
+_REMEMBERED_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +123,18 @@ class _Way:
     provider: Provider
     values: Mapping[str, str]
     place: Target
+    url: str
+    """Without the query."""
+
+
+@dataclass(slots=True)
+class _Base:
+    """An ``api_base_url`` for one set of values; ``prefix`` is what paths are put behind."""
+
+    provider: Provider
+    values: Mapping[str, str]
+    place: Target
+    prefix: str
 
 
 class ProxyRoute:
@@ -131,7 +146,8 @@ class ProxyRoute:
         self._timeout = ClientTimeout(
             total=None, connect=self._limits.connect, sock_read=self._limits.idle
         )
-        self._bases: dict[str, tuple[Provider, Mapping[str, str], Target]] = {}
+        self._bases: dict[str, _Base] = {}
+        self._tokens: dict[str, tuple[Entry, Added]] = {}
         self._fruitless: dict[str, float] = {}
 
     def before_router(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse] | None:
@@ -195,7 +211,13 @@ class ProxyRoute:
         if provider is None:
             raise provider_not_configured(entry.provider, entry.connection)
         values = await self._ports.values.of(entry, provider)
-        return _Way(entry, provider, values, self._place(call, entry, provider, values))
+        origins = call.request.headers.getall(_TARGET_HEADER, ())
+        if origins:
+            place = destination(provider, values, origins)
+            return _Way(entry, provider, values, place, prefix_of(place) + call.path)
+        base = self._base(entry, provider, values)
+        url = base.prefix + call.path if call.path else base.place.url
+        return _Way(entry, provider, values, base.place, url)
 
     async def _entry(self, connection_id: str, identity: Identity) -> Entry:
         reading = await self._ports.reader.read(connection_id)
@@ -203,20 +225,17 @@ class ProxyRoute:
             raise await gone(connection_id, identity, self._ports.survivor_of)
         return reading.entry
 
-    def _place(
-        self, call: _Call, entry: Entry, provider: Provider, values: Mapping[str, str]
-    ) -> Target:
-        origins = call.request.headers.getall(_TARGET_HEADER, ())
-        if origins:
-            return destination(provider, values, origins, call.path)
+    def _base(self, entry: Entry, provider: Provider, values: Mapping[str, str]) -> _Base:
+        """Return ``api_base_url``, rendered and checked, as long as nothing in it changes."""
         key = entry.connection if values else provider.name
-        known = self._bases.get(key)
-        if known is None or known[0] is not provider or known[1] is not values:
+        base = self._bases.get(key)
+        if base is None or base.provider is not provider or base.values is not values:
             if len(self._bases) >= _REMEMBERED:
                 self._bases.clear()
-            known = (provider, values, destination(provider, values, (), ""))
-            self._bases[key] = known
-        return below(known[2], call.path)
+            place = destination(provider, values, ())
+            base = _Base(provider, values, place, prefix_of(place))
+            self._bases[key] = base
+        return base
 
     async def _take_body(self, call: _Call, spool: Spool, provider: Provider) -> None:
         """Read as much of the body as must be looked at, or is here already."""
@@ -232,23 +251,29 @@ class ProxyRoute:
 
     async def _send(self, call: _Call, way: _Way) -> ClientResponse:
         request, provider = call.request, way.provider
-        extra = added(provider, way.values, Credential(*way.entry.token()))
+        extra = self._extra(way)
         headers = sent_headers(request.headers, extra.headers)
         deadline = Deadline(self._limits.idle)
+        body = _body(call, extra, headers, deadline)
+        is_typed = hdrs.CONTENT_TYPE in headers or (body is None and request.method not in _WRITING)
         sending = self._ports.session.streaming(
             allow_private_hosts=provider.allow_private_hosts
         ).request(
             request.method,
-            URL(_url(way.place, merged_query(call.query, extra.query)), encoded=True),
-            data=_body(call, extra, headers, deadline),
+            URL(_url(way, merged_query(call.query, extra.query)), encoded=True),
+            data=body,
             headers=headers,
             allow_redirects=False,
-            skip_auto_headers=None if hdrs.CONTENT_TYPE in headers else _NO_TYPE_OF_OURS,
+            skip_auto_headers=None if is_typed else _NO_TYPE_OF_OURS,
             timeout=self._timeout,
         )
         try:
-            async with deadline:
+            if body is None:
+                # The session's own limits see to a request that is only a head.
                 response = await sending
+            else:
+                async with deadline:
+                    response = await sending
         except ERRORS as error:
             failure = None if call.spool is None else call.spool.failure
             raise trouble(error, way.place, failure) from error
@@ -257,6 +282,19 @@ class ProxyRoute:
             response.close()
             raise no_answer(way.place)
         return response
+
+    def _extra(self, way: _Way) -> Added:
+        """Return what is added to a request; where that is the token alone, as made before."""
+        entry, provider = way.entry, way.provider
+        if has_values(provider):
+            return added(provider, way.values, Credential(*entry.token()))
+        known = self._tokens.get(entry.connection)
+        if known is None or known[0] is not entry:
+            if len(self._tokens) >= _REMEMBERED_TOKENS:
+                self._tokens.clear()
+            known = (entry, added(provider, way.values, Credential(*entry.token())))
+            self._tokens[entry.connection] = known
+        return known[1]
 
     async def _once_more(self, call: _Call, way: _Way, response: ClientResponse) -> ClientResponse:
         """Have the token refreshed, once, and send again what can be sent again.
@@ -272,7 +310,7 @@ class ProxyRoute:
         if newer is None or is_lost:
             return response
         response.close()
-        again = await self._send(call, _Way(newer, way.provider, way.values, way.place))
+        again = await self._send(call, replace(way, entry=newer))
         if again.status == HTTPStatus.UNAUTHORIZED:
             if len(self._fruitless) >= _REMEMBERED:
                 self._fruitless.clear()
@@ -317,10 +355,8 @@ class ProxyRoute:
         )
 
 
-def _url(place: Target, query: str) -> str:
-    if not query:
-        return place.url
-    return f"{place.url}{'&' if '?' in place.path else '?'}{query}"
+def _url(way: _Way, query: str) -> str:
+    return f"{way.url}{'&' if '?' in way.url else '?'}{query}" if query else way.url
 
 
 def _body(call: _Call, extra: Added, headers: Any, deadline: Deadline) -> Any:

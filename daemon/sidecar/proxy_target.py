@@ -71,10 +71,8 @@ def check_query(query: str) -> None:
         )
 
 
-def destination(
-    provider: Provider, values: Mapping[str, str], origins: Sequence[str], path: str
-) -> Target:
-    """Return where a request for ``path`` goes: below ``api_base_url``, or at another origin.
+def destination(provider: Provider, values: Mapping[str, str], origins: Sequence[str]) -> Target:
+    """Return what a request's path is put below: ``api_base_url``, or another origin.
 
     ``origins`` are the values of ``Tokenward-Target``: none or one.
 
@@ -84,29 +82,19 @@ def destination(
     if len(origins) > 1:
         raise Problem(400, "bad_request", "Send the header Tokenward-Target once.")
     try:
-        if not origins:
-            base = api_base(provider, values)
-            return below(base, path)
-        base = target(origins[0], provider, values)
+        place = target(origins[0], provider, values) if origins else api_base(provider, values)
     except HostNotAllowedError as error:
         raise host_not_allowed(str(error)) from error
-    if base.path != "/":
+    if origins and place.path != "/":
         raise host_not_allowed(
             "Tokenward-Target takes an origin only, as https://HOST. Put the path behind /proxy."
         )
-    return below(base, path)
+    return place
 
 
-def below(base: Target, path: str) -> Target:
-    """Return the target at ``path`` (empty, or from its ``/``) below ``base``."""
-    if not path:
-        return base
-    return Target(
-        scheme=base.scheme,
-        host=base.host,
-        port=base.port,
-        path=base.path.partition("?")[0].rstrip("/") + path,
-    )
+def prefix_of(place: Target) -> str:
+    """Return the URL that a path (empty, or from its ``/``) is put behind."""
+    return place.origin + place.path.partition("?")[0].rstrip("/")
 
 
 def host_not_allowed(why: str) -> Problem:

@@ -56,7 +56,7 @@ def added(provider: Provider, values: Mapping[str, str], credential: Credential)
         Problem: 409 ``value_missing`` where a template's name has no value.
     """
     request = provider.request
-    if not (request.headers or request.query or request.body):
+    if not has_values(provider):
         return Added(headers={"Authorization": credential.authorization})
     names = {**values, **dict.fromkeys(TOKEN_NAMES, credential.access_token)}
     try:
@@ -73,6 +73,12 @@ def added(provider: Provider, values: Mapping[str, str], credential: Credential)
     if not _places_the_token(request):
         headers["Authorization"] = credential.authorization
     return Added(headers=headers, query=query, body=body)
+
+
+def has_values(provider: Provider) -> bool:
+    """Tell whether anything but the token is added to requests."""
+    request = provider.request
+    return bool(request.headers or request.query or request.body)
 
 
 def filled(body: BodyTemplate, names: Mapping[str, str]) -> Any:

@@ -13,7 +13,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from authlib.integrations.requests_client import OAuth2Session as AuthlibSession
 from oauthlib.oauth2 import BackendApplicationClient, InvalidGrantError
-from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
 
 from daemon.config.settings import Permission
@@ -223,14 +222,12 @@ async def test_requests_oauthlib_refreshes_here(
     # oauthlib wants https even on loopback, and says how to tell it otherwise.
     monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")
     kept: list[dict[str, object]] = []
-    auth = HTTPBasicAuth("any", KEYS["tokens"])
 
     def call() -> object:
         session = OAuth2Session(
             client_id="any",
             token={"access_token": "old", "refresh_token": "none", "expires_in": -30},
             auto_refresh_url=f"{api.url}{PATH}",
-            auto_refresh_kwargs={"auth": auth},
             token_updater=kept.append,
         )
         with session:

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DatabaseUnavailableError, DiscoveryError
+from daemon.domain.history import NewEvent
 from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Endpoints, Provider
 from daemon.domain.reply import RawReply
@@ -223,13 +224,17 @@ class Flow:
     may_see: set[str] = field(default_factory=set)
     merges_asked: list[tuple[str, str]] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
+    history: list[NewEvent] = field(default_factory=list)
     revocations: int = 0
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Build what the parts make up."""
         self.failures = AuthorizationFailures(
-            events=self.events, clock=self.clock, entropy=self.entropy
+            events=self.events,
+            clock=self.clock,
+            entropy=self.entropy,
+            record=self.history.append,
         )
         self.authorizer = Authorizer(
             store=self.store,

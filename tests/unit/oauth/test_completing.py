@@ -335,6 +335,31 @@ async def test_no_code_is_sent_for_a_connection_that_is_gone() -> None:
     assert flow.token_endpoint.sent == []
 
 
+async def test_what_the_store_refused_is_recorded_by_the_store() -> None:
+    """Once: the store's transaction has the event, and the page adds none."""
+    flow = flow_for(OTHER)
+
+    await end(flow)
+
+    assert [detail for _, _, detail in flow.store.recorded] == [{"code": "connected_elsewhere"}]
+    assert flow.history == []
+
+
+async def test_what_failed_before_is_in_the_history() -> None:
+    """S18: a denial is told beside the connection, with the reference of its page."""
+    flow = flow_for()
+    state, browser = await flow.begun(NAMED)
+
+    ended = await flow.redirection.complete(
+        CallbackParams(state=state, error="access_denied"), browser
+    )
+
+    assert isinstance(ended, Failed)
+    (event,) = flow.history
+    assert (event.type.value, event.connection) == ("connection.authorization_failed", PENDING.id)
+    assert event.detail == {"code": "access_denied", "reference": ended.reference}
+
+
 @pytest.mark.parametrize("reason", list(NotStoredReason))
 def test_every_refusal_has_a_page(reason: NotStoredReason) -> None:
     """Each reason leads to words of ours."""
