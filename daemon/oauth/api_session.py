@@ -27,7 +27,7 @@ _MAX_LINE = 32 * 1024
 # Kept connections are closed by us before servers do it: many after 5 s. What is sent on one that
 # is closing just then is lost, and only some of it may be sent again.
 _KEPT_FOR = 4.0
-_BUFFER = 256 * 1024
+_BUFFER = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,6 @@ from daemon.oauth.authorization import Authorizer, fingerprint, is_secret
 from daemon.oauth.authorization_errors import AuthorizationFailures, Failed, Fault
 from daemon.oauth.authorization_response import (
     MAX_RESPONSE,
-    CallbackParams,
     CallbackRejection,
     parse_callback,
 )
@@ -175,7 +174,7 @@ class _Views:
         params = parse_callback(await _form(request))
         if isinstance(params, CallbackRejection):
             return self._answer(await self._parts.redirection.complete(params, None))
-        return see_other(with_query(f"{self._origin.path}/callback", _answered(params)))
+        return see_other(with_query(f"{self._origin.path}/callback", params.as_query()))
 
     async def completed(self, request: web.Request) -> web.Response:
         """GET /connect/completed: a clean URL without code or state (RFC 9700 4.2.4).
@@ -279,13 +278,3 @@ async def _form(request: web.Request) -> str:
 def _raw_query(request: web.Request) -> str:
     """Return the query as it was sent: yarl would repair what must be refused."""
     return request.raw_path.partition("?")[2]
-
-
-def _answered(params: CallbackParams) -> dict[str, str]:
-    given = {
-        "code": params.code,
-        "error": params.error,
-        "state": params.state,
-        "iss": params.iss,
-    }
-    return {name: value for name, value in given.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from daemon.config.settings import Settings
@@ -202,16 +203,15 @@ class Daemon:
 
     def _authorized(self, connection: Connection, tokens: TokenSet) -> None:
         """Let this process and the others know of a new grant."""
-        self.refreshing.cache.put(
-            current_of(
-                tokens,
-                connection=connection.id,
-                provider=connection.provider,
-                status=connection.status,
-            )
+        token = current_of(
+            tokens,
+            connection=connection.id,
+            provider=connection.provider,
+            status=connection.status,
         )
+        # The store may have kept a refresh token that this grant came without.
+        self.refreshing.cache.put(replace(token, refreshable=connection.has_refresh_token))
         self.refreshing.publish(connection.id)
-        due_at = self.plan(tokens, connection.id)
-        if due_at is not None:
-            seconds = (due_at - self.world.clock.now()).total_seconds()
+        if connection.refresh_at is not None:
+            seconds = (connection.refresh_at - self.world.clock.now()).total_seconds()
             self.refreshing.scheduler.expect(seconds)
