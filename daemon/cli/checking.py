@@ -22,8 +22,9 @@ from daemon.cli.startup import ask_startup
 from daemon.config.loading import find_config
 from daemon.config.settings import Address, Settings
 from daemon.domain.clock import SystemClock, system_entropy
-from daemon.domain.errors import ConfigurationError, DiscoveryError, StorageError
+from daemon.domain.errors import ConfigurationError, DiscoveryError, FieldError, StorageError
 from daemon.domain.provider import Provider
+from daemon.oauth.authorization import tenant_of
 from daemon.oauth.outbound import Outbound
 from daemon.persistence import keyring, migrations
 from daemon.persistence.cipher import TokenCipher
@@ -217,12 +218,21 @@ async def _providers(settings: Settings) -> AsyncIterator[Found]:
 
 async def _provider(provider: Provider, discovery: Discovery, redirect_uri: str) -> Found:
     subject = f"providers.{provider.name}"
+    example = {
+        name: value
+        for name, field in provider.fields.items()
+        if (value := field.default or next(iter(field.enum), None))
+    }
+    register = f"register the redirect URI {redirect_uri} there"
     try:
-        resolved = await discovery.resolve(provider)
+        tenant = tenant_of(provider, example)
+    except FieldError:
+        names = ", ".join(name for name in provider.fields if name not in example)
+        message = f"its URLs are known when a person has given {names}; {register}"
+        return Found(OK, subject, message)
+    try:
+        resolved = await discovery.resolve(tenant)
     except DiscoveryError as error:
         return Found(ERROR, subject, str(error))
-    message = (
-        f"tokens come from {resolved.endpoints.token}; register the redirect URI {redirect_uri} "
-        "there"
-    )
-    return Found(OK, subject, message)
+    # With templated URLs this is what an ordinary choice of fields leads to.
+    return Found(OK, subject, f"tokens come from {resolved.endpoints.token}; {register}")

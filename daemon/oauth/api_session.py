@@ -27,7 +27,6 @@ _MAX_LINE = 32 * 1024
 # Kept connections are closed by us before servers do it: many after 5 s. What is sent on one that
 # is closing just then is lost, and only some of it may be sent again.
 _KEPT_FOR = 4.0
-_BUFFER = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +130,6 @@ class ApiSession:
             max_headers=_MAX_HEADERS,
             max_line_size=_MAX_LINE,
             max_field_size=_MAX_LINE,
-            read_bufsize=_BUFFER,
             timeout=ClientTimeout(total=None, connect=CONNECT_TIMEOUT),
             # The hook raises on a second sending, which for the proxy is aiohttp's right thing
             # to do where a kept connection turns out to be closed.

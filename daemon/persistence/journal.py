@@ -338,7 +338,8 @@ def _shrink(path: Path, end: int) -> None:
     if end == 0:
         path.unlink()
     elif path.stat().st_size > end:
-        os.truncate(path, end)
+        with path.open("r+b") as file:
+            file.truncate(end)
 
 
 def _bytes_as_text(value: str) -> str:

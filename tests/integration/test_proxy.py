@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -313,9 +313,11 @@ async def test_a_streamed_body_within_the_bound_is_sent_again() -> None:
             return web.Response(status=401)
         return await echo(request)
 
-    async with staged(handle, limits=SMALL) as (stage, _):
-        async with stage.ask(method="POST", data=body()) as response:
-            assert len((await told(response))["body"]) == 10_000
+    async with (
+        staged(handle, limits=SMALL) as (stage, _),
+        stage.ask(method="POST", data=body()) as response,
+    ):
+        assert len((await told(response))["body"]) == 10_000
 
 
 async def test_an_early_401_is_retried_with_the_whole_body() -> None:
@@ -333,9 +335,8 @@ async def test_an_early_401_is_retried_with_the_whole_body() -> None:
             return web.Response(status=401)
         return await echo(request)
 
-    async with staged(handle) as (stage, _):
-        async with stage.ask(method="POST", data=body()) as response:
-            assert (await told(response))["body"] == "first second"
+    async with staged(handle) as (stage, _), stage.ask(method="POST", data=body()) as response:
+        assert (await told(response))["body"] == "first second"
 
 
 async def test_a_large_body_is_not_sent_again() -> None:
@@ -462,16 +463,18 @@ async def test_a_caller_that_does_not_read_holds_the_api_back() -> None:
             written += 1
         return response
 
-    async with staged(handle, limits=ProxyLimits(idle=5.0)) as (stage, _):
-        async with await RawClient.connect(stage.port) as client:
-            client._reader._limit = 1  # type: ignore[attr-defined] # stop reading at once
-            client.request(f"{PROXY}/big", AUTHORIZED)
-            await until(lambda: written > 0)
-            last = -1
-            while written != last:
-                last = written
-                await asyncio.sleep(0.2)
-            assert written < 100
+    async with (
+        staged(handle, limits=ProxyLimits(idle=5.0)) as (stage, _),
+        await RawClient.connect(stage.port) as client,
+    ):
+        # Its reader takes 64 KiB and then stops to read.
+        client.request(f"{PROXY}/big", AUTHORIZED)
+        await until(lambda: written > 0)
+        last = -1
+        while written != last:
+            last = written
+            await asyncio.sleep(0.2)
+        assert written < 100
 
 
 def _resident() -> int:
@@ -529,14 +532,13 @@ LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
 @pytest.mark.parametrize("end", [writes, writes_then_resets, writes_then_waits])
 async def test_an_answer_that_breaks_off_never_looks_whole(head: bytes, end: Any) -> None:
     """An API that ends, resets or falls silent in its body costs the caller the connection."""
-    async with RawServer(end(head)) as api:
-        configured = provider(api.url("/"))
-        async with proxying(configured, limits=SMALL) as stage:
-            async with await RawClient.connect(stage.port) as client:
-                client.request(f"{PROXY}/x", AUTHORIZED)
-                received = await client.closed()
-                assert b"0\r\n\r\n" not in received
-                assert received.count(b"half") <= 1
+    async with RawServer(end(head)) as api, AsyncExitStack() as stack:
+        stage = await stack.enter_async_context(proxying(provider(api.url("/")), limits=SMALL))
+        client = await stack.enter_async_context(await RawClient.connect(stage.port))
+        client.request(f"{PROXY}/x", AUTHORIZED)
+        received = await client.closed()
+        assert b"0\r\n\r\n" not in received
+        assert received.count(b"half") <= 1
 
 
 @pytest.mark.parametrize(
@@ -583,17 +585,15 @@ async def test_an_api_that_does_not_read_is_a_timeout() -> None:
     async with RawServer(writes_then_waits(b""), before_request=True) as api:
         configured = provider(api.url("/"))
         async with proxying(configured, limits=SMALL) as stage:
-            data = b"x" * (64 * MIB)
-            with pytest.raises(aiohttp.ClientError):
-                async with stage.ask(method="POST", data=_pieces(data)) as response:
+            with suppress(aiohttp.ClientError):
+                async with stage.ask(method="POST", data=_pieces(64 * MIB)) as response:
                     assert response.status == 504
-                    raise aiohttp.ClientError
             await until(lambda: stage.counted == [("acme", 504)])
 
 
-async def _pieces(data: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), 65536):
-        yield data[start : start + 65536]
+async def _pieces(total: int) -> AsyncIterator[bytes]:
+    for _ in range(total // 65536):
+        yield b"x" * 65536
 
 
 async def test_a_caller_that_stalls_in_its_body_is_told() -> None:
@@ -612,15 +612,6 @@ async def test_a_caller_that_leaves_ends_the_request_upstream() -> None:
     """Nobody waits for an answer: the API's connection is closed although it is silent."""
     gone = asyncio.Event()
 
-    async def answer(wire: Any) -> None:
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
-        await wire.until_closed()
-
-    async def watched(wire: Any) -> None:
-        wire.writer.get_extra_info("socket")
-        await answer(wire)
-
-    del watched
     async with upstream() as api:
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -715,9 +706,11 @@ async def test_who_may_not() -> None:
                 assert answer.status == status
         assert api.connections == 0
     tokens_only = frozenset({Permission.TOKEN})
-    async with proxying(provider("https://a.example"), permissions=tokens_only) as stage:
-        async with stage.ask() as response:
-            assert await code_of(response) == "permission_denied"
+    async with (
+        proxying(provider("https://a.example"), permissions=tokens_only) as stage,
+        stage.ask() as response,
+    ):
+        assert await code_of(response) == "permission_denied"
 
 
 async def test_another_allowed_host() -> None:

@@ -13,6 +13,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 from prometheus_client import CollectorRegistry
+from yarl import URL
 
 from daemon.config.settings import Address, Caller, Permission
 from daemon.domain.clock import system_entropy
@@ -108,7 +109,7 @@ class ProxyStage:
         headers = {"Authorization": f"Bearer {KEY}", **request.pop("headers", {})}
         return self.session.request(
             method,
-            aiohttp.client.URL(self.url(PROXY + path), encoded=True),
+            URL(self.url(PROXY + path), encoded=True),
             headers=headers,
             allow_redirects=False,
             **request,
@@ -261,7 +262,7 @@ async def upstream(
 
     server = web.Server(answer, access_log=None, auto_decompress=False)
 
-    def accepted() -> web.RequestHandler[web.BaseRequest]:
+    def accepted() -> web.RequestHandler:
         api.connections += 1
         return server()
 

@@ -1,0 +1,247 @@
+"""A machine's disk, and the real journal on it: what was not synced is gone when the power goes.
+
+The journal's own reader, writer and cipher run; only the calls of the operating system are this
+model's. Zeros behind the last record are not kept, but are there when a file is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import random  # noqa: TID251 - a simulation's chance is its seed
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import cast
+
+import orjson
+
+from daemon.domain.clock import Entropy
+from daemon.domain.journal import JournaledReply
+from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.journal import Journal
+from daemon.persistence.segments import Segment
+from tests.simulation.books import Books
+from tests.simulation.clocks import MachineClock
+from tests.simulation.loop import Life
+
+_ZEROS = bytes(64)
+# Four replies in flight fit, so that segments are changed often.
+_SEGMENT = 256 * 1024
+
+
+class PowerGoneError(BaseException):
+    """The machine stopped in the middle of a write. Nothing may catch it."""
+
+
+@dataclass
+class StoredFile:
+    """A file: as programs see it, and as a power failure would leave it."""
+
+    content: bytearray
+    durable: bytes
+    modified: float
+
+
+class Disk:
+    """One volume. ``failing_syncs``: how many of the next syncs end with EIO."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self.files: dict[str, StoredFile] = {}
+        self.owner = ""
+        self.is_full = False
+        self.failing_syncs = 0
+        self.is_tearing = False
+        self.skips_sync = False
+
+    def create(self, name: str, now: float) -> StoredFile:
+        """Make a file that is there for good, if there is room."""
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        file = self.files[name] = StoredFile(content=bytearray(), durable=b"", modified=now)
+        return file
+
+    def write(self, file: StoredFile, place: int, content: bytes, now: float) -> None:
+        """Write and sync."""
+        if self.is_tearing:
+            content = content[: self._chance.randrange(len(content) + 1)]
+        file.content[place:] = content
+        file.modified = now
+        if self.is_tearing:
+            raise PowerGoneError
+        if self.failing_syncs > 0:
+            self.failing_syncs -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        if not self.skips_sync:
+            file.durable = bytes(file.content)
+
+    def lose_power(self) -> None:
+        """Forget what was not synced, all of it or but for its beginning."""
+        for file in self.files.values():
+            unsynced = bytes(file.content[len(file.durable) :])
+            kept = self._chance.choice((0, 0, len(unsynced) // 2, len(unsynced)))
+            if not file.content.startswith(file.durable):
+                kept = 0
+            file.content = bytearray(file.durable + unsynced[:kept])
+            file.durable = bytes(file.content)
+
+    def holds(self, text: bytes) -> bool:
+        """Tell whether the bytes are on the disk as they are."""
+        return any(text in file.content for file in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What ``stat`` says."""
+
+    st_size: int
+    st_mtime: float
+
+
+class DiskPath:
+    """A path on a disk: as much of ``pathlib.Path`` as the journal uses."""
+
+    def __init__(self, disk: Disk, name: str = "") -> None:
+        self._disk = disk
+        self.name = name
+
+    def __truediv__(self, name: str) -> DiskPath:
+        return DiskPath(self._disk, name)
+
+    def __lt__(self, other: DiskPath) -> bool:
+        return self.name < other.name
+
+    def __str__(self) -> str:
+        return self.name
+
+    def mkdir(self, **_: object) -> None:
+        """Do nothing: there are no directories."""
+
+    def glob(self, pattern: str) -> Iterator[DiskPath]:
+        """Yield the files that end so."""
+        for name in list(self._disk.files):
+            if name.endswith(pattern.lstrip("*")):
+                yield DiskPath(self._disk, name)
+
+    def read_bytes(self) -> bytes:
+        """Return the content with zeros behind it."""
+        return bytes(self._disk.files[self.name].content) + _ZEROS
+
+    def stat(self) -> Stat:
+        """Return size and time."""
+        file = self._disk.files[self.name]
+        return Stat(len(file.content) + len(_ZEROS), file.modified)
+
+    def unlink(self, **_: object) -> None:
+        """Remove the file."""
+        del self._disk.files[self.name]
+
+    def open(self, _: str) -> ShrunkFile:
+        """Open, to be shrunk."""
+        return ShrunkFile(self._disk.files[self.name])
+
+
+class ShrunkFile(BytesIO):
+    """An open file that can only be shrunk."""
+
+    def __init__(self, file: StoredFile) -> None:
+        super().__init__()
+        self._file = file
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut the file off."""
+        assert size is not None
+        del self._file.content[size:]
+        self._file.durable = self._file.durable[:size]
+        return size
+
+
+class DiskSegment(Segment):
+    """A segment on the model."""
+
+    def __init__(self, disk: Disk, number: int, size: int, clock: MachineClock) -> None:
+        self.number = number
+        self._size = size
+        self._end = 0
+        self._disk = disk
+        self._clock = clock
+        self._stored = disk.create(f"{number:012d}.journal", clock.now().timestamp())
+
+    def append(self, content: bytes) -> None:
+        """Write at the end and sync."""
+        self._disk.write(self._stored, self._end, content, self._clock.now().timestamp())
+        self._end += len(content)
+
+    def close(self) -> None:
+        """Cut off what is behind the end."""
+        del self._stored.content[self._end :]
+        self._stored.durable = self._stored.durable[: self._end]
+
+
+class SimulatedJournal(Journal):
+    """The journal on a model disk. It tells the books what it keeps."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        cipher: TokenCipher,
+        *,
+        clock: MachineClock,
+        entropy: Entropy,
+        books: Books,
+        life: Life,
+    ) -> None:
+        super().__init__(
+            cast("Path", DiskPath(disk)),
+            cipher,
+            clock=clock,
+            entropy=entropy,
+            segment_size=_SEGMENT,
+        )
+        self._disk = disk
+        self._machine_clock = clock
+        self._books = books
+        self._life = life
+
+    def open(self) -> list[JournaledReply]:
+        """Take the journal; the books compare what is there with what must be."""
+        pending = super().open()
+        self._books.reopened(self._disk, self.owner, pending)
+        return pending
+
+    async def keep(self, entry: JournaledReply) -> bool:
+        """Keep a reply."""
+        self._books.keeping(entry, access_token_in(entry.reply.body), self._life)
+        is_kept = await super().keep(entry)
+        self._books.kept(entry.attempt, self._disk, is_kept=is_kept)
+        return is_kept
+
+    async def settled(self, attempt: str) -> None:
+        """Note that the database has it, which must be so."""
+        self._books.forgotten(attempt, self._life)
+        await super().settled(attempt)
+
+    def _take_lock(self) -> None:
+        """Do nothing: only one process is ever started on a disk."""
+
+    def _read_owner(self) -> str:
+        if not self._disk.owner:
+            self._disk.owner = self._entropy(9).hex()
+        return self._disk.owner
+
+    def _new_segment(self, at_least: int = 0) -> Segment:
+        names = sorted(self._disk.files)
+        number = int(names[-1].split(".")[0]) + 1 if names else 1
+        return DiskSegment(
+            self._disk, number, max(self._segment_size, at_least), self._machine_clock
+        )
+
+
+def access_token_in(body: bytes) -> str | None:
+    """Return the access token of a reply, where it can be read at all."""
+    try:
+        token = orjson.loads(body).get("access_token")
+    except (orjson.JSONDecodeError, AttributeError):
+        return None
+    return token if isinstance(token, str) else None

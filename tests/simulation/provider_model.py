@@ -1,0 +1,178 @@
+"""An authorization server with ground truth: which refresh token lives, which was spent, and when.
+
+A *family* is one grant: all refresh tokens that followed one authorization. Reuse of a spent one
+where the profile does not excuse it ends the family, its access tokens with it.
+"""
+
+from __future__ import annotations
+
+import random  # noqa: TID251 - a simulation's chance is its seed
+from dataclasses import dataclass, field
+
+from daemon.domain.provider import RotationKind
+
+
+@dataclass(eq=False, kw_only=True)
+class Reply:
+    """One token reply and what became of it; ``spent`` is the refresh token that it answers.
+
+    ``kept_on`` is the disk that has it for certain; ``is_doubtful`` tells that a disk was asked to
+    keep it and never said whether it did. ``was_stored`` tells that the database had it once.
+    """
+
+    number: int
+    family: Family
+    spent: str | None
+    refresh_token: str
+    access_token: str
+    lifetime: float
+    made_at: float
+    is_delivered: bool = False
+    delivered_at_step: int = -1
+    keeping_at_step: int = -1
+    attempt: str = ""
+    generation: int = 0
+    epoch: int = 0
+    kept_on: object | None = None
+    is_refused_by_disk: bool = False
+    was_stored: bool = False
+    is_rolled_back: bool = False
+    lost_with_its_volume: bool = False
+
+    @property
+    def expires_at(self) -> float:
+        """Return the true time of the access token's end."""
+        return self.made_at + self.lifetime
+
+
+@dataclass(eq=False, kw_only=True)
+class Grown:
+    """One refresh token of a family."""
+
+    value: str
+    parent: Grown | None
+    spent_at: float | None = None
+    has_used_child: bool = False
+
+
+@dataclass(eq=False, kw_only=True)
+class Family:
+    """One grant. ``revoked_by_user`` tells that its end was nobody's fault here."""
+
+    name: str
+    connection: str
+    profile: Profile
+    is_alive: bool = True
+    revoked_by_user: bool = False
+    reused: list[str] = field(default_factory=list)
+    tokens: dict[str, Grown] = field(default_factory=dict)
+    replies: list[Reply] = field(default_factory=list)
+
+    def accepts(self, value: str, now: float) -> bool:
+        """Tell whether the refresh token works now."""
+        token = self.tokens.get(value)
+        return self.is_alive and token is not None and self.profile.accepts(token, now)
+
+    def spender(self, value: str) -> Reply | None:
+        """Return the first reply that spent a refresh token."""
+        return next((reply for reply in self.replies if reply.spent == value), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What a server does with a used refresh token. ``repeats`` (grace): the same successor."""
+
+    kind: RotationKind
+    grace: float = 0.0
+    repeats: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the profile's, and its provider's, name."""
+        return f"{self.kind.value}{self.grace:g}" if self.grace else self.kind.value
+
+    def accepts(self, token: Grown, now: float) -> bool:
+        """Tell whether using the token is no reuse."""
+        if token.spent_at is None or self.kind in {RotationKind.STATIC, RotationKind.OVERLAP}:
+            return True
+        is_within = self.kind is RotationKind.GRACE and now - token.spent_at <= self.grace
+        return is_within and not token.has_used_child
+
+
+class ProviderModel:
+    """All families of all profiles."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._count = 0
+        self.families: list[Family] = []
+        self.by_token: dict[str, Family] = {}
+        self.by_access: dict[str, Reply] = {}
+
+    def grant(self, connection: str, profile: Profile, *, lifetime: float, now: float) -> Reply:
+        """Let a person authorize: a new family and its first reply."""
+        family = Family(
+            name=f"F{len(self.families) + 1}", connection=connection, profile=profile
+        )
+        self.families.append(family)
+        return self._reply(family, None, None, lifetime=lifetime, now=now)
+
+    def refresh(self, value: str, *, lifetime: float, now: float) -> tuple[Reply | None, bool]:
+        """Answer a refresh request; tell, too, whether it was a reuse."""
+        family = self.by_token.get(value)
+        if family is None or not family.is_alive:
+            return None, False
+        token = family.tokens[value]
+        if not family.profile.accepts(token, now):
+            family.is_alive = False
+            family.reused.append(value)
+            return None, True
+        if token.parent is not None:
+            token.parent.has_used_child = True
+        repeated = None
+        if token.spent_at is not None and family.profile.repeats:
+            repeated = family.spender(value)
+        if token.spent_at is None:
+            token.spent_at = now
+        return self._reply(family, token, repeated, lifetime=lifetime, now=now), False
+
+    def revoke(self, value: str, *, by_user: bool) -> None:
+        """End the family of a refresh token."""
+        family = self.by_token.get(value)
+        if family is not None and family.is_alive:
+            family.is_alive = False
+            family.revoked_by_user |= by_user
+
+    def _reply(
+        self,
+        family: Family,
+        parent: Grown | None,
+        repeated: Reply | None,
+        *,
+        lifetime: float,
+        now: float,
+    ) -> Reply:
+        self._count += 1
+        value = self._next_token(family, parent, repeated)
+        if value not in family.tokens:
+            family.tokens[value] = Grown(value=value, parent=parent)
+            self.by_token[value] = family
+        reply = Reply(
+            number=self._count,
+            family=family,
+            spent=None if parent is None else parent.value,
+            refresh_token=value,
+            access_token=f"AT-{family.name}-{self._count}",
+            lifetime=lifetime,
+            made_at=now,
+        )
+        family.replies.append(reply)
+        self.by_access[reply.access_token] = reply
+        return reply
+
+    def _next_token(self, family: Family, parent: Grown | None, repeated: Reply | None) -> str:
+        if repeated is not None:
+            return repeated.refresh_token
+        if parent is not None and family.profile.kind is RotationKind.STATIC:
+            return parent.value
+        return f"RT-{family.name}-{self._count}"
