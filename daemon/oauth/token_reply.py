@@ -66,7 +66,8 @@ def read_reply(
         document = read_document(body, whole=whole)
         members = None if document is None else members_of(document, provider.token_response)
         outcome = _by_members(status, members, provider=provider, now=now, sent=sent)
-        outcome = _with_the_rest(outcome, document or {}, sent)
+        if _names_the_rest(provider):
+            outcome = _with_the_rest(outcome, document or {}, sent)
     date = named.get("date")
     if outcome.granted is None:
         return replace(outcome, retry_after=retry_after(named.get("retry-after"), date, now))
@@ -222,6 +223,15 @@ def _success(members: Mapping[str, object], provider: Provider, now: datetime) -
             *scopes.warnings,
         ),
     )
+
+
+def _names_the_rest(provider: Provider) -> bool:
+    """Tell whether anything of this provider may name members of its replies.
+
+    Going through a reply for secrets takes as long as all else that is read of it.
+    """
+    named = provider.reply_names or provider.label is not None
+    return bool(named) or provider.account_id is not None
 
 
 def _with_the_rest(

@@ -37,8 +37,10 @@ def test_what_no_provider_may_reach(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["10.0.0.1", "127.0.0.1", "192.168.1.1", "100.64.0.1", "::1", "fd12::1", "::ffff:10.0.0.1"]
-    + ["64:ff9b::10.0.0.1", "2002:a00:1::1"],
+    [
+        *("10.0.0.1", "127.0.0.1", "192.168.1.1", "100.64.0.1", "::1", "fd12::1"),
+        *("::ffff:10.0.0.1", "64:ff9b::10.0.0.1", "2002:a00:1::1"),
+    ],
 )
 def test_private_addresses_where_allowed(text: str) -> None:
     """``allow_private_hosts`` opens private and loopback networks."""

@@ -17,7 +17,8 @@ from daemon.oauth.token_reply import read_reply
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 ACCESS, REFRESH = "access-token-canary", "refresh-token-canary"
-ACME = Provider(name="acme", client_id="client")
+# A provider without any such name keeps nothing: nobody would read it.
+ACME = Provider(name="acme", client_id="client", reply_names=frozenset({"token.instance_url"}))
 
 
 def granted(
@@ -41,6 +42,12 @@ def members(body: dict[str, Any], **options: Any) -> dict[str, Any]:
     """Return the members that are kept of a reply with tokens and ``body``."""
     whole = {"access_token": ACCESS, "refresh_token": REFRESH, "token_type": "Bearer", **body}
     return dict(granted(whole, **options)[0].members)
+
+
+def test_nothing_is_kept_for_nobody() -> None:
+    """Where no template, label or identity names a reply's members, none are kept."""
+    nobody = Provider(name="acme", client_id="client")
+    assert members({"team": "T1"}, provider=nobody) == {}
 
 
 def test_what_templates_need_is_kept() -> None:
@@ -115,6 +122,7 @@ def test_a_token_found_by_a_selector_is_no_less_a_token() -> None:
         name="slack",
         client_id="client",
         token_response={"access_token": jmespath.compile("authed.value")},
+        account_id=jmespath.compile("token.authed.id"),
     )
     body = {"authed": {"value": ACCESS, "id": "U1"}, "token_type": "Bearer"}
 
