@@ -110,6 +110,10 @@ class _Narrator:
             await clock.sleep(_POLL_SECONDS)
             try:
                 await asyncio.to_thread(self._follow, client, clock.now())
+            except RefusedError as error:
+                if error.exit_code is not Exit.NO_SUCH_CONNECTION:
+                    raise
+                self._begin_anew(await asyncio.to_thread(self._begin, client), clock.now())
             except CommandError as error:
                 self._notice(clock.now(), f"The daemon does not answer now: {error}")
 
@@ -124,6 +128,11 @@ class _Narrator:
         if known["status"] in ("active", "failing"):
             return known, None
         return known, self._fresh_url(client)
+
+    def _begin_anew(self, begun: tuple[Mapping[str, Any], str | None], now: datetime) -> None:
+        self._known, url = begun
+        self._notice(now, f"The connection '{CONNECTION}' was removed, and made again. Connect at:")
+        say(f"     {url}")
 
     def _fresh_url(self, client: ApiClient) -> str:
         answer = client.post(connection_path(CONNECTION, "authorize"), {})

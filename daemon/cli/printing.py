@@ -127,6 +127,14 @@ def span(seconds: int) -> str:
     return f"{seconds // _DAY} days"
 
 
+def _member(name: str, value: Any) -> str:
+    """Return a member in few words; what is nested stands in brackets, without what is empty."""
+    if not isinstance(value, dict):
+        return f"{name}={cell(value)}"
+    inner = {key: entry for key, entry in value.items() if entry not in (None, "", [], {}, False)}
+    return f"{name} ({cell(inner)})" if inner else name
+
+
 def cell(value: Any) -> str:
     """Return a JSON value in few words."""
     if value is None or value in ("", [], {}):
@@ -137,6 +145,6 @@ def cell(value: Any) -> str:
         case list():
             return " ".join(str(entry) for entry in value)
         case dict():
-            return ", ".join(f"{name}={entry}" for name, entry in value.items())
+            return ", ".join(_member(str(name), entry) for name, entry in value.items())
         case _:
             return str(value)
