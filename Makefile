@@ -51,11 +51,44 @@ kill-test:  ## kill the daemon at random moments, then account for every token (
 	@$(BOOTSTRAP) dev
 	$(BIN)/python -m tests.campaigns kill --kills $(KILLS)
 
+.PHONY: race-test
+race-test: REPLICAS ?= 10
+race-test: CONNECTIONS ?= 200
+race-test: ROUNDS ?= 10
+race-test: PAUSED ?= 0
+race-test:  ## replicas that refresh the same at once (REPLICAS=10 CONNECTIONS=200 ROUNDS=10 PAUSED=0)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.campaigns race --replicas $(REPLICAS) --connections $(CONNECTIONS) \
+		--rounds $(ROUNDS) --paused $(PAUSED) $(if $(filter-out 0,$(PAUSED)),--request-timeout 1)
+
+.PHONY: database-test
+database-test: STEP ?= 1
+database-test: FAILOVERS ?= 5
+database-test:  ## outages, failovers, and every request to the database failed once (STEP=1 FAILOVERS=5)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.campaigns database --step $(STEP) --failovers $(FAILOVERS)
+
+.PHONY: herd-test
+herd-test: CONNECTIONS ?= 10000
+herd-test: RATE ?= 200
+herd-test:  ## tokens that all end at one moment, an outage, a crowd (CONNECTIONS=10000 RATE=200)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.campaigns herd --connections $(CONNECTIONS) --rate $(RATE)
+
+.PHONY: fuzz
+fuzz: TARGET ?= all
+fuzz: SECONDS ?= 60
+fuzz:  ## fuzz what reads foreign bytes, guided by coverage (TARGET=token_reply SECONDS=60)
+	@$(BOOTSTRAP) fuzz
+	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(SECONDS)
+
 .PHONY: lock
 lock:  ## newest versions into requirements/*.lock (needs uv)
 	$(COMPILE) --upgrade --extra demo --group build pyproject.toml -o requirements/run.lock
 	$(COMPILE) --upgrade --extra demo --group build --group test --group check \
 		--constraint requirements/run.lock pyproject.toml -o requirements/dev.lock
+	$(COMPILE) --upgrade --extra demo --group build --group test --group check --group fuzz \
+		--constraint requirements/dev.lock pyproject.toml -o requirements/fuzz.lock
 
 .PHONY: clean
 clean:  ## remove everything that the commands above have made here (not the demonstration's data)

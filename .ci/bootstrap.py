@@ -6,6 +6,7 @@ the lock file. A second call with nothing to do costs some hundredths of a secon
 
     python3 .ci/bootstrap.py run     what `tokenward demo` needs
     python3 .ci/bootstrap.py dev     that, and what the tests and checks need
+    python3 .ci/bootstrap.py fuzz    that, and a fuzzer
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 OLDEST = (3, 11)
 # The lock files, each holding all of the one before it at the same versions.
-PROFILES = ("run", "dev")
+PROFILES = ("run", "dev", "fuzz")
 
 PIP = "pip-26.3-py3-none-any.whl"
 PIP_SHA256 = "f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"

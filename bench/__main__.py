@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench import hanging_provider, proxy, refresh_pipeline, start, token_read
+from bench import hanging_provider, journal, proxy, refresh_pipeline, sizes, start, token_read
 from bench.paired import Report
 
 _PAIRS, _PAIRS_SHORT = 12, 3
@@ -41,7 +41,13 @@ def _measurements(options: _Options) -> dict[str, Callable[[Path], Awaitable[Rep
             pairs=options.pairs,
             batch=_BATCH_SHORT if options.is_short else _BATCH,
         ),
+        "journal": partial(journal.measure, pairs=options.pairs, seconds=options.seconds),
         "start": partial(start.measure, starts=options.pairs // 2 + 1),
+        "sizes": partial(
+            sizes.measure,
+            sizes=sizes.SIZES_SHORT if options.is_short else sizes.SIZES,
+            rounds=options.pairs,
+        ),
     }
 
 

@@ -2,7 +2,7 @@
 
 For what cannot be asked from outside: thousands of connections at once, and all of a batch due
 now. ``seed`` writes rows as the stores do; ``refresh`` makes rows due, wakes the scheduler and
-waits until each is stored and in the cache.
+waits until each is stored and in the cache; ``census`` counts what the gauges show.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from bench.processes import answer_lines
 from daemon.cli.running import run_daemon
 from daemon.config.loading import load_settings
 from daemon.domain.clock import SystemClock
+from daemon.domain.journal import JournaledReply
 from daemon.domain.tokens import TokenSet
 from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.journal import Journal
 from daemon.persistence.rows import seal_tokens
 from daemon.wiring.assembly import Daemon
 
@@ -30,11 +34,26 @@ LIFETIME = timedelta(hours=1)
 _BEARER = "Bearer"
 _POLL_SECONDS = 0.005
 _PATIENCE = 120.0
+_SEEDED_AT_ONCE = 20_000
 
 
 def connection_id(number: int) -> str:
     """Return the id of a seeded connection."""
-    return f"bench-{number:06}"
+    return f"bench-{number:07}"
+
+
+class _Forgetful(Journal):
+    """A journal that is off: for what the real one costs."""
+
+    @asynccontextmanager
+    async def reserved(self) -> AsyncIterator[None]:
+        """Hold nothing."""
+        yield
+
+    async def keep(self, entry: JournaledReply) -> bool:
+        """Keep nothing."""
+        del entry
+        return True
 
 
 class _Commands:
@@ -45,22 +64,34 @@ class _Commands:
         """Carry out one command."""
         match command["do"]:
             case "seed":
-                await self._seed(command["count"])
+                await self._seed(command.get("first", 0), command["count"])
                 return {}
             case "refresh":
-                return await self._refresh(command["first"], command["count"])
+                self._keep_replies(is_on=command.get("journal", True))
+                first, stride = command["first"], command.get("stride", 1)
+                return await self._refresh(range(first, first + command["count"] * stride, stride))
+            case "census":
+                began = time.perf_counter()
+                await self._daemon.housekeeping.set_gauges()
+                return {"seconds": time.perf_counter() - began}
             case other:
                 raise ValueError(f"unknown command {other}")
 
-    async def _seed(self, count: int) -> None:
+    async def _seed(self, first: int, count: int) -> None:
+        for start in range(first, first + count, _SEEDED_AT_ONCE):
+            await self._seed_some(range(start, min(start + _SEEDED_AT_ONCE, first + count)))
+        await self._daemon.storage.database.execute("VACUUM ANALYZE")
+
+    async def _seed_some(self, numbers: range) -> None:
         now = SystemClock().now()
         cipher = self._daemon.storage.cipher
-        ids = [connection_id(number) for number in range(count)]
+        ids = [connection_id(number) for number in numbers]
         connections = [
             (name, PROVIDER, "authorization_code", "active", "bench", now, now) for name in ids
         ]
         tokens = [_token_row(name, cipher, now) for name in ids]
-        schedule = [(name, PROVIDER, now + LIFETIME) for name in ids]
+        # Due later than any measurement ends.
+        schedule = [(name, PROVIDER, now + 24 * LIFETIME) for name in ids]
         async with self._daemon.storage.database.transaction() as session:
             for table, columns, rows in (
                 ("connections", _CONNECTION_COLUMNS, connections),
@@ -68,10 +99,12 @@ class _Commands:
                 ("refresh_schedule", _SCHEDULE_COLUMNS, schedule),
             ):
                 await session.copy_records_to_table(table, records=rows, columns=columns)
-        await self._daemon.storage.database.execute("ANALYZE")
 
-    async def _refresh(self, first: int, count: int) -> object:
-        ids = [connection_id(number) for number in range(first, first + count)]
+    def _keep_replies(self, *, is_on: bool) -> None:
+        self._daemon.refreshing.journal.__class__ = Journal if is_on else _Forgetful
+
+    async def _refresh(self, numbers: range) -> object:
+        ids = [connection_id(number) for number in numbers]
         storage, refreshing = self._daemon.storage, self._daemon.refreshing
         before = await storage.connections.versions(ids)
         await storage.database.execute(

@@ -2,7 +2,8 @@
 
 Both write to the same embedded PostgreSQL, durably, and ask the same token endpoint. The daemon
 opens a connection for each request, as it must for rotating providers; the yardstick is measured
-both that way, which is what the goal is about, and with kept ones, which shows the price of it.
+both that way, which is what the goal is about, and with kept ones, which shows the price of it. The
+daemon without its journal, which must never be, shows the price of that.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ GOAL = 0.5
 # As many as the daemon's pool has.
 _POOL = 10
 _NEW, _KEPT = "bare loop, new connections", "bare loop, kept connections"
-_OURS = "tokenward"
+_OURS, _FORGETFUL = "tokenward", "tokenward, no journal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,11 @@ class _Bench:
 
     async def measure(self, name: str, batches: _Batches) -> Round:
         """Run one batch and note who used CPU for it."""
-        worker = self.daemon if name == _OURS else self.loop
-        order = batches.next() | ({} if name == _OURS else {"keeps": name == _KEPT})
+        is_ours = name in {_OURS, _FORGETFUL}
+        worker = self.daemon if is_ours else self.loop
+        order = batches.next() | (
+            {"journal": name == _OURS} if is_ours else {"keeps": name == _KEPT}
+        )
         postgres = descendants(self.daemon.pid)
         database, endpoint = cpu_seconds(postgres), cpu_seconds([self.endpoint.pid])
         found = await worker.ask(order)
@@ -90,6 +94,8 @@ async def measure(directory: Path, *, pairs: int, batch: int) -> Report:
     rows = batch * 4
     async with _started(directory, rows) as bench:
         batches = {name: _Batches(size=batch, rows=rows) for name in bench.metered}
+        # Rows of one daemon, whether it keeps a journal or not.
+        batches[_FORGETFUL] = batches[_OURS]
         rounds = await in_turns(
             {name: partial(bench.measure, name, batches[name]) for name in batches}, pairs=pairs
         )
@@ -124,7 +130,8 @@ async def _started(directory: Path, rows: int) -> AsyncIterator[_Bench]:
         loop = await stack.enter_async_context(running("bare_loop", *arguments, core=SERVER_CORE))
         await loop.ask()
         await loop.ask({"do": "seed", "count": rows})
-        metered: dict[str, list[_Metered]] = {_OURS: [], _NEW: [], _KEPT: []}
+        names = (_OURS, _FORGETFUL, _NEW, _KEPT)
+        metered: dict[str, list[_Metered]] = {name: [] for name in names}
         yield _Bench(daemon=daemon, loop=loop, endpoint=endpoint, metered=metered)
 
 

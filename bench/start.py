@@ -33,7 +33,7 @@ async def measure(directory: Path, *, starts: int) -> Report:
         if connections:
             async with hosted(daemon, core=None) as process:
                 await process.ask({"do": "seed", "count": connections})
-        found = [await _start(daemon) for _ in range(starts)]
+        found = [await start_once(daemon) for _ in range(starts)]
         seconds = spread([seconds for seconds, _ in found])
         megabytes = median(megabytes for _, megabytes in found)
         what = f"{connections:,} connections"
@@ -47,7 +47,7 @@ async def measure(directory: Path, *, starts: int) -> Report:
     return Report(name="start", rows=rows, goals=goals)
 
 
-async def _start(daemon: Tokenward) -> tuple[float, float]:
+async def start_once(daemon: Tokenward) -> tuple[float, float]:
     """Return the seconds a start takes and the megabytes it leaves the process with."""
     began = perf_counter()
     daemon.spawn()

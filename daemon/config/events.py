@@ -36,8 +36,10 @@ def events(section: OpenSection, default: EventSettings) -> EventSettings:
 
 def _webhook(section: OpenSection) -> Webhook | None:
     reading = section.reading
-    is_open = section.get("allow_private_hosts", boolean, default=False)
     url = _resolved(section, "url")
+    is_private = url is not None and is_private_host(read_target(url).host)
+    # Whoever writes a private address has said so. A name that leads to one needs a second word.
+    is_open = section.get("allow_private_hosts", boolean, default=is_private)
     secret = _secret(section)
     if section.raw("url") is None:
         if section.raw("secret") is not None:
@@ -52,10 +54,10 @@ def _webhook(section: OpenSection) -> Webhook | None:
         reading.find(section.at("secret"), message)
     if url is None:
         return None
-    if not is_open and is_private_host(read_target(url).host):
+    if is_private and not is_open:
         message = (
-            "is at a private or loopback host, where nothing is delivered; write "
-            "allow_private_hosts: true beside it"
+            "is at a private or loopback host, where nothing is delivered; remove "
+            "allow_private_hosts: false beside it"
         )
         reading.find(section.at("url"), message)
     return Webhook(url=url, secret=secret or b"", allow_private_hosts=is_open)
@@ -80,19 +82,22 @@ def _secret(section: OpenSection) -> bytes | None:
 
 def _key(value: object) -> bytes:
     secret = text(value)
-    if not secret.startswith(_PREFIX):
-        key = secret.encode()
-        if len(key) < _SHORTEST:
-            raise InvalidValueError(_SECRET_WORDS)
+    key = _decoded(secret.removeprefix(_PREFIX))
+    if key is not None and _SHORTEST <= len(key) <= _LONGEST:
         return key
-    encoded = secret.removeprefix(_PREFIX).rstrip("=")
-    try:
-        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if not _SHORTEST <= len(key) <= _LONGEST:
+    key = secret.encode()
+    if secret.startswith(_PREFIX) or len(key) < _SHORTEST:
         raise InvalidValueError(_SECRET_WORDS)
     return key
+
+
+def _decoded(text: str) -> bytes | None:
+    """Return the bytes of base64, which receivers' libraries decode with and without the prefix."""
+    bare = text.rstrip("=")
+    try:
+        return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
 
 
 def _retention(value: object) -> timedelta:

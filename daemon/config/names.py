@@ -76,12 +76,21 @@ class Names:
     in_hosts: dict[str, str] = field(default_factory=dict)
 
     def check(self, trail: Trail, template: Template, use: Use) -> None:
-        """Note a finding for each name of ``template`` that cannot be filled there."""
+        """Note a finding for each name of ``template`` that cannot be filled there.
+
+        A field that may be left out is one to be warned of: the connect page asks for it wherever
+        a URL needs it, and the other values are missing only where nobody gave them.
+        """
+        problems = set()
         for name in template.names:
             if (problem := self._problem(name, use)) is not None:
-                self.reading.find(trail, problem)
-            elif use.is_needed and not name.startswith("fields."):
+                problems.add(problem)
+            elif name.startswith("fields.") and use.is_needed:
+                self._warn_of_gap(trail, name)
+            elif use.is_needed:
                 self.kept.update({name} - ACCESS_TOKENS)
+        for problem in sorted(problems):
+            self.reading.find(trail, problem)
 
     def check_url(self, trail: Trail, template: Template, use: Use) -> None:
         """Do the same for a URL, whose host takes labels only."""
@@ -117,12 +126,16 @@ class Names:
             others = listing(f"{root}." for root in ROOTS if root in use.roots - _FIELDS)
             hint = f" (a value of a reply begins with one of {others})" if others else ""
             return f"uses {_shown(name)}, which is not a field of this provider; {known}{hint}"
-        if use.is_needed and not wanted.required and wanted.default is None:
-            return (
+        return None
+
+    def _warn_of_gap(self, trail: Trail, name: str) -> None:
+        wanted = self.fields.get(name.removeprefix("fields."))
+        if wanted is not None and not wanted.required and wanted.default is None:
+            message = (
                 f"needs the field {wanted.name}, which a person may leave out; give that field "
                 "required: true, or a default"
             )
-        return None
+            self.reading.warn(trail, message)
 
 
 def _is_secret(name: str, root: str) -> bool:

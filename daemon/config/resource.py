@@ -1,6 +1,6 @@
 """A provider's API (the protected resource of RFC 6749): where tokens go, and what requests have.
 
-The one hard idea: what would be refused at every use is refused here, with the key that mends it.
+The one hard idea: what would be refused at every use is found here, with the key that mends it.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _origin(url: Template) -> str:
 
 
 def _check_private(section: OpenSection, provider: Provider) -> None:
-    """Find hosts that the check of every address would refuse."""
+    """Warn of hosts that the check of every address will refuse."""
     if provider.allow_private_hosts:
         return
     urls = {"api_base_url": provider.api_base_url}
@@ -145,13 +145,13 @@ def _check_private(section: OpenSection, provider: Provider) -> None:
     for key, url in urls.items():
         target = None if url is None else api_target(url)
         if target is not None and is_private_host(target.host):
-            section.reading.find((*section.trail, *key.split(".")), _PRIVATE)
+            section.reading.warn((*section.trail, *key.split(".")), _PRIVATE)
             private = True
     # The default is the host of api_base_url, which is found already.
     if "allowed_hosts" not in section or private:
         return
     if any(is_private_host(host_of(entry).removeprefix("*.")) for entry in provider.allowed_hosts):
-        section.reading.find(section.at("allowed_hosts"), f"has an entry that {_PRIVATE}")
+        section.reading.warn(section.at("allowed_hosts"), f"has an entry that {_PRIVATE}")
 
 
 def _request(section: OpenSection, names: Names) -> RequestValues:

@@ -35,8 +35,8 @@ class PendingAuthorization:
     ``issuer`` and ``token_endpoint`` are pinned when it starts, so a code can only ever go where
     this transaction was aimed at (RFC 9700 4.4). ``browser_hash`` is the SHA-256 of the binding
     cookie. ``redirect_uri`` is repeated byte for byte in the token request (RFC 6749 4.1.3).
-    ``fields`` are the connection's from now on, should it succeed. ``generation`` and ``epoch``
-    are the connection's at the moment the transaction was consumed.
+    ``fields`` are the connection's from now on, should it succeed. ``caller`` is the ticket's.
+    ``generation`` and ``epoch`` are the connection's at the moment the transaction was consumed.
     """
 
     state_hash: bytes = field(repr=False)
@@ -51,6 +51,7 @@ class PendingAuthorization:
     return_url: str | None
     expires_at: datetime
     fields: Mapping[str, str] = field(default_factory=dict)
+    caller: str = ""
     generation: int = 0
     epoch: int = 0
 
@@ -66,7 +67,8 @@ class Completion:
     behalf this happens may see it: another caller's connection is never merged into.
     ``next_test_at`` is when the connection is tested next (``None``: not by itself).
     ``provider`` is where to revoke the tokens should the connection be gone.
-    ``revokes_replaced`` is ``Provider.revocation_request.on_reconnect``.
+    ``revokes_replaced`` is ``Provider.revocation_request.on_reconnect``. ``least_generation`` is
+    for a database that has forgotten generations: the new one is not below it.
     """
 
     connection_id: str
@@ -79,6 +81,7 @@ class Completion:
     account: Account | None = None
     epoch: int | None = None
     only_after: int | None = None
+    least_generation: int = 0
     may_merge: Callable[[str], bool] = field(default=lambda _: True, repr=False)
 
 
@@ -93,6 +96,8 @@ class NotStoredReason(StrEnum):
     """``only_after`` is not its generation."""
     OTHER_ACCOUNT = "other_account"
     """A reconnect came back as somebody else."""
+    ACCOUNT_UNKNOWN = "account_unknown"
+    """A reconnect came back as nobody knows whom: the provider was asked and did not say."""
     CONNECTED_ELSEWHERE = "connected_elsewhere"
     """The account belongs to a connection that this caller may not see."""
 
@@ -119,16 +124,16 @@ class StoredAuthorization:
 class AuthorizationStore(Protocol):
     """Where tickets and transactions live. Every method may raise DatabaseUnavailableError."""
 
-    async def add_ticket(self, ticket: Ticket) -> None:
-        """Store a ticket."""
+    async def add_ticket(self, ticket: Ticket) -> bool:
+        """Store a ticket; ``False`` where its connection is gone."""
 
     async def ticket(
         self, ticket_hash: bytes, *, now: datetime
     ) -> tuple[Ticket, Connection] | None:
         """Return a live ticket with its connection; ``None`` where unknown, used or expired."""
 
-    async def begin(self, authorization: PendingAuthorization) -> None:
-        """Store a transaction."""
+    async def begin(self, authorization: PendingAuthorization, *, ticket_hash: bytes) -> bool:
+        """Store a transaction; ``False`` where its ticket is gone, as after a disconnect."""
 
     async def consume(self, state_hash: bytes) -> PendingAuthorization | None:
         """Remove and return a transaction, expired or not: of many who ask, one receives it."""

@@ -35,7 +35,9 @@ class Claim:
     ``was_in_doubt`` tells that the attempt before it has an unknown end. ``failures`` counts
     the failed attempts since the last stored reply, ``planned_at`` is when it was due, ``delay``
     how many seconds after the claim the fleet-wide rate allows the send. ``fields``,
-    ``reply_values`` and ``epoch`` are the connection's at the claim.
+    ``reply_values`` and ``epoch`` are the connection's at the claim. ``stored_generation`` is what
+    the database has where it has forgotten newer ones (a restored backup, a failover); the tokens
+    then carry the generation that they really are of.
     """
 
     connection_id: str
@@ -51,6 +53,39 @@ class Claim:
     fields: Mapping[str, str] = field(default_factory=dict)
     reply_values: Mapping[str, str] = field(default_factory=dict, repr=False)
     epoch: int = 0
+    stored_generation: int | None = None
+
+    @property
+    def fence(self) -> int:
+        """Return the generation that must still be stored when the claim is settled."""
+        if self.stored_generation is None:
+            return self.tokens.generation
+        return self.stored_generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """A refresh token out of a reply that came when its connection had moved on.
+
+    ``generation`` is the one that the reply would have become.
+    """
+
+    id: int
+    generation: int
+    refresh_token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What the database has of a connection, to be compared with what the journal kept.
+
+    ``granted_at`` is when the first tokens of its grant were asked for; ``None``: not known.
+    """
+
+    status: Status
+    generation: int
+    epoch: int
+    granted_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +137,16 @@ class Refusal:
 class Settlement:
     """How a claimed attempt ended: what the store writes, in one compare-and-set.
 
-    ``tokens`` is the new set (its generation one above the claim's) or ``None`` where nothing
-    came. ``state`` is the claim state afterwards, ``due_at`` the next time (``None``: never).
-    ``touches_connection`` is false where the connection's own row stays as it is, as after most
-    refreshes: it then is not written. ``reply_values`` are those that the reply changed; they
-    touch the connection. ``events`` are recorded with it, and only if it is stored.
+    ``generation`` is ``Claim.fence``. ``tokens`` is the new set (its generation above that, by one
+    unless the database has forgotten some) or ``None`` where nothing came. ``state`` is the claim
+    state afterwards, ``due_at`` the next time (``None``: never). ``touches_connection`` is false
+    where the connection's own row stays as it is, as after most refreshes: it then is not written.
+    ``reply_values`` are those that the reply changed; they touch the connection. ``events`` are
+    recorded with it, and only if it is stored.
 
     ``epoch`` is the connection's when it was claimed: a disconnect since then wins. ``provider``
-    and ``fields`` are for the revocation of tokens whose connection is gone.
+    and ``fields`` are for the revocation of tokens whose connection is gone. ``adopts`` is the
+    orphan whose refresh token is among ``tokens``: it is an orphan no more.
     """
 
     connection_id: str
@@ -127,6 +164,7 @@ class Settlement:
     epoch: int = 0
     provider: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
+    adopts: int | None = None
 
 
 class Settled(StrEnum):
@@ -134,7 +172,9 @@ class Settled(StrEnum):
 
     STORED = "stored"
     SUPERSEDED = "superseded"
-    """The row had moved on to a newer generation or another attempt: nothing was written."""
+    """The row had moved on: nothing was written; tokens of its grant were kept as an orphan."""
+    UNCLAIMED = "unclaimed"
+    """Tokens, and nothing newer is stored, but the claim is gone: to be recalled and settled."""
     DISCONNECTED = "disconnected"
     """It was disconnected meanwhile, or is gone: its new tokens are queued for revocation."""
 

@@ -162,6 +162,8 @@ def _refusal(
         return NotStoredReason.DISCONNECTED
     if is_other_account(completion, account, target.connection, target.account_scope):
         return NotStoredReason.OTHER_ACCOUNT
+    if account.is_withheld and target.connection.account_id is not None:
+        return NotStoredReason.ACCOUNT_UNKNOWN
     receiver = target.connection if holder is None else holder.connection
     if receiver.id != completion.connection_id and not completion.may_merge(receiver.id):
         return NotStoredReason.CONNECTED_ELSEWHERE
@@ -183,7 +185,7 @@ def _refused_tokens(
     completion: Completion, target: Held, holder: Held | None, *, is_followed: bool
 ) -> TokenSet | None:
     """Return the tokens to revoke, unless that would end a grant that is still wanted."""
-    lives_on = target if is_followed else holder
+    lives_on = target if is_followed or _is_withheld(completion) else holder
     if lives_on is not None and not completion.revokes_replaced:
         return None
     mine = (completion.tokens.access_token, completion.tokens.refresh_token)
@@ -192,6 +194,11 @@ def _refused_tokens(
         if stored is not None and _shares(mine, stored):
             return None
     return completion.tokens
+
+
+def _is_withheld(completion: Completion) -> bool:
+    """Tell whether the new grant may be one of the very account that is connected."""
+    return completion.account is not None and completion.account.is_withheld
 
 
 def _shares(mine: tuple[str, str | None], stored: TokenSet) -> bool:
@@ -210,7 +217,7 @@ def _kept(completion: Completion, target: Held, holder: Held | None) -> Kept:
         connection_id=into.id,
         provider=into.provider,
         merged=None if holder is None else meant.id,
-        tokens=replace(tokens, generation=into.generation + 1),
+        tokens=replace(tokens, generation=max(into.generation + 1, completion.least_generation)),
         due_at=completion.due_at if tokens is completion.tokens else _due_at(completion),
         fields={**into.fields, **meant.fields} if completion.fields is None else completion.fields,
         requested_scopes=meant.requested_scopes,

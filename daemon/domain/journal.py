@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -50,5 +50,15 @@ class ReplyJournal(Protocol):
     async def keep(self, entry: JournaledReply) -> bool:
         """Return once the reply is on the disk; ``False`` where the disk refused it."""
 
-    async def settled(self, attempt: str) -> None:
-        """Note that the database has what ``keep`` was given. Never raises."""
+    async def settled(self, attempt: str, *, stored: bool = True) -> None:
+        """Note that the database has what ``keep`` was given. Never raises.
+
+        Not ``stored``: nothing of it became the connection's, and it must never be stored later.
+        """
+
+
+class JournalHistory(Protocol):
+    """What the journal still has, settled or not: a database may forget what it was given."""
+
+    def replies(self) -> AsyncIterator[JournaledReply]:
+        """Return the replies of a day or more, newest first, without those not to be stored."""

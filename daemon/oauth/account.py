@@ -6,6 +6,7 @@ so a label or identity that also needs the token reply is not made again from ha
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,8 @@ at hand. One that is not at hand is missing, which is something else than empty.
 
 # An id is a column of an index: a longer one is a mistake.
 _LONGEST = 255
+# Up to here a float is the whole number that it looks like.
+_LARGEST_EXACT = 2**53
 # A value for a URL or header template.
 _LONGEST_VALUE = 2_048
 _DOTS = "•••"
@@ -89,14 +92,22 @@ def _names(provider: Provider) -> frozenset[str]:
 
 
 def _account_id(selector: ParsedResult | None, documents: Documents) -> str | None:
-    """Return the identity: text or a number. ``true`` would be everybody's."""
+    """Return the identity: text or a whole number. ``true`` would be everybody's.
+
+    So would a number be that was rounded: two ids of 26 digits may be one to a float.
+    """
     if selector is None or not _is_known(_fields(selector.parsed), documents):
         return None
     found = select(selector, {root: _plain(documents.get(root)) for root in ROOTS})
-    text = None if isinstance(found, bool) else text_of(found)
+    text = None if isinstance(found, (bool, float)) and not _is_exact(found) else text_of(found)
     if text is None or not text.isprintable() or not text.strip() or len(text) > _LONGEST:
         return None
     return text
+
+
+def _is_exact(found: float) -> bool:
+    is_number = not isinstance(found, bool) and math.isfinite(found)
+    return is_number and found == int(found) and abs(found) < _LARGEST_EXACT
 
 
 def _label(provider: Provider, documents: Documents, values: Mapping[str, str]) -> str | None:

@@ -44,8 +44,8 @@ class ApiSession:
     """Sends requests to APIs. An async context manager; one for the whole process.
 
     No redirect is followed, no cookie kept, no proxy or netrc taken from the environment. TLS is
-    verified, version 1.2 or later. Every address is judged right before it is connected to. ``resolver`` is
-    aiohttp's, the system's by default.
+    verified, version 1.2 or later. Every address is judged right before it is connected to.
+    ``resolver`` is aiohttp's own by default, which asks the system.
     """
 
     def __init__(

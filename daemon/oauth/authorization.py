@@ -16,7 +16,7 @@ from typing import Protocol
 from daemon.domain.authorization import AuthorizationStore, PendingAuthorization, Ticket
 from daemon.domain.clock import Clock, Entropy
 from daemon.domain.connection import Connection
-from daemon.domain.errors import DiscoveryError, FieldError
+from daemon.domain.errors import DiscoveryError, FieldError, Problem
 from daemon.domain.provider import Provider, provider_for
 from daemon.domain.templates import TemplateError
 from daemon.oauth.query import with_query
@@ -121,11 +121,17 @@ class Authorizer:
     ) -> tuple[Ticket, str]:
         """Store a new ticket for ``connection``; return it with its connect URL, which is a secret.
 
-        ``return_url`` must have been matched against ``return_urls``. Raises
-        DatabaseUnavailableError.
+        ``return_url`` must have been matched against ``return_urls``.
+
+        Raises:
+            DatabaseUnavailableError: it may or may not be stored.
+            Problem: 404, the connection was removed meanwhile.
         """
         ticket, connect_url = self.new_ticket(connection.id, caller=caller, return_url=return_url)
-        await self._store.add_ticket(ticket)
+        if not await self._store.add_ticket(ticket):
+            raise Problem(
+                404, "unknown_connection", "The connection was removed.", connection=connection.id
+            )
         return ticket, connect_url
 
     def new_ticket(
@@ -150,13 +156,13 @@ class Authorizer:
         browser_binding: str,
         *,
         fields: Mapping[str, str],
-    ) -> str:
+    ) -> str | None:
         """Start a transaction and return the URL to send the browser to.
 
-        That URL holds the state: it goes to the browser and nowhere else. ``fields`` become the
-        connection's if the authorization succeeds. Raises DiscoveryError where configuration and
-        metadata do not tell where to go (FieldError where a field does not), and
-        DatabaseUnavailableError.
+        ``None`` where ``ticket`` is gone by now: a disconnect takes it away. The URL holds the
+        state: it goes to the browser and nowhere else. ``fields`` become the connection's if the
+        authorization succeeds. Raises DiscoveryError where configuration and metadata do not tell
+        where to go (FieldError where a field does not), and DatabaseUnavailableError.
         """
         resolved = await self._resolver.resolve(tenant_of(provider, fields))
         endpoints = resolved.endpoints
@@ -179,9 +185,11 @@ class Authorizer:
             scopes=connection.requested_scopes or resolved.scopes,
             return_url=ticket.return_url,
             fields=dict(fields),
+            caller=ticket.caller,
             expires_at=self._clock.now() + STATE_LIFETIME,
         )
-        await self._store.begin(authorization)
+        if not await self._store.begin(authorization, ticket_hash=ticket.ticket_hash):
+            return None
         return authorization_url(
             resolved,
             endpoints.authorization,

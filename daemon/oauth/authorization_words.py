@@ -108,6 +108,14 @@ OURS: Mapping[str, Words] = MappingProxyType(
             "Sign in at {provider} with the account named below and connect again. If you meant to"
             " add an account, ask for a new connection.",
         ),
+        "account_unknown": Words(
+            "Which account that is could not be told",
+            "You gave your permission at {provider}, but {provider} does not say to whom it"
+            " belongs, and this connection is for a certain account. Nothing was changed.",
+            "Connect again, with the same account, and allow everything that {provider} asks for."
+            " If that does not help, tell the operator of this service, and give them the code"
+            " and the reference below.",
+        ),
         "connected_elsewhere": Words(
             "That account is connected already",
             "The account that you chose at {provider} belongs to another connection of this"

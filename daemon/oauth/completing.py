@@ -22,7 +22,7 @@ from daemon.domain.authorization import (
     StoredAuthorization,
 )
 from daemon.domain.clock import Clock
-from daemon.domain.connection import Connection
+from daemon.domain.connection import Connection, TestResult
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.events import Events
 from daemon.domain.outcome import Granted
@@ -34,12 +34,17 @@ from daemon.oauth.examination import Examined
 from daemon.oauth.testing import next_test_at
 
 STORE_PATIENCE = 30.0
+# When it is asked again whose token replaced a known account's, where the API could not say.
+_ASK_AGAIN = timedelta(minutes=2)
+# No answer to the question: the API does not know the token yet, has too much to do, is broken.
+_NO_ANSWERS = frozenset({401, 408, 425, 429, *range(500, 600)})
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FAULTS = {
     NotStoredReason.GONE: "connection_gone",
     NotStoredReason.DISCONNECTED: "disconnected",
     NotStoredReason.SUPERSEDED: "not_stored",
     NotStoredReason.OTHER_ACCOUNT: "other_account",
+    NotStoredReason.ACCOUNT_UNKNOWN: "account_unknown",
     NotStoredReason.CONNECTED_ELSEWHERE: "connected_elsewhere",
 }
 # The store writes these into the history, in the transaction that queues the refused tokens.
@@ -167,7 +172,7 @@ class Completing:
         }
         known = evaluate(grant.provider, documents, scope=scope, kept=kept)
         if not _is_examined(grant.provider):
-            return known
+            return replace(known, is_withheld=_is_nameless(known, grant.provider))
         examined = await self._examiner.examine(
             grant.provider,
             grant.granted.access_token,
@@ -179,7 +184,8 @@ class Completing:
         if examined.has_me:
             documents["me"] = examined.me
         account = evaluate(grant.provider, documents, scope=scope, kept=kept)
-        return replace(account, test=examined.result)
+        is_withheld = _is_nameless(account, grant.provider) and _is_answer(examined.result)
+        return replace(account, test=examined.result, is_withheld=is_withheld)
 
     def _completion(self, grant: Grant, tokens: TokenSet, account: Account) -> Completion:
         authorization, provider = grant.authorization, grant.provider
@@ -188,24 +194,35 @@ class Completing:
             provider=provider.name,
             tokens=tokens,
             due_at=self._learning.plan(tokens, provider, authorization.connection_id),
-            next_test_at=next_test_at(
-                provider.test,
-                expires_at=tokens.expires_at,
-                now=self._clock.now(),
-                chance=self._chance(),
-            ),
+            next_test_at=self._next_test_at(grant, tokens, account),
             revokes_replaced=provider.revocation_request.on_reconnect,
             fields=authorization.fields,
             account=account,
             epoch=authorization.epoch,
-            may_merge=self._merging(grant.connection),
+            may_merge=self._merging(grant),
         )
 
-    def _merging(self, connection: Connection | None) -> Callable[[str], bool]:
+    def _next_test_at(self, grant: Grant, tokens: TokenSet, account: Account) -> datetime | None:
+        provider, before, now = grant.provider, grant.connection, self._clock.now()
+        was_known = before is not None and before.account_id is not None
+        if was_known and provider.test is not None and _is_nameless(account, provider):
+            return now + _ASK_AGAIN
+        return next_test_at(
+            provider.test, expires_at=tokens.expires_at, now=now, chance=self._chance()
+        )
+
+    def _merging(self, grant: Grant) -> Callable[[str], bool]:
+        """Return into which connections this one may go.
+
+        Who made the connect URL decides, or a caller could write into another one's connection;
+        and who made the connection, or a connection of theirs would go where they do not see it.
+        """
+        connection = grant.connection
         if connection is None:
             # Nobody knows for whom this happens, so no other connection is theirs.
             return lambda _: False
-        return lambda other: self._may_merge(connection.created_by, other)
+        concerned = {connection.created_by, grant.authorization.caller}
+        return lambda other: all(self._may_merge(caller, other) for caller in concerned)
 
     async def _store_patiently(self, completion: Completion) -> StoredAuthorization | NotStored:
         """Store, and again while the database is away: the store knows a reply that it has."""
@@ -252,3 +269,12 @@ def refusal(stored: NotStored, provider: Provider) -> Fault:
 def _is_examined(provider: Provider) -> bool:
     """Tell whether to ask: a test always; introspection only where it is to name somebody."""
     return provider.test is not None or names_me(provider)
+
+
+def _is_nameless(account: Account, provider: Provider) -> bool:
+    """Tell whether an account has no id at a provider whose accounts have one."""
+    return provider.account_id is not None and account.account_id is None
+
+
+def _is_answer(result: TestResult) -> bool:
+    return result.status is not None and result.status not in _NO_ANSWERS

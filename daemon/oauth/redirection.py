@@ -187,8 +187,8 @@ class Redirection:
     async def _settle(
         self, authorization: PendingAuthorization, ended: Completed | Fault
     ) -> Completed | Failed:
-        """Let the journal forget what is stored, refused and queued, or was never granted."""
-        await self._journal.settled(_attempt(authorization))
+        """Let the journal forget what is stored; what was refused must never be stored later."""
+        await self._journal.settled(_attempt(authorization), stored=isinstance(ended, Completed))
         return self._fail(authorization, ended) if isinstance(ended, Fault) else ended
 
     async def _send(

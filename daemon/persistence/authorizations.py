@@ -19,8 +19,19 @@ from daemon.persistence.completions import Completions
 from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.history import EventRecorder
 from daemon.persistence.postgres import Database
+from daemon.persistence.refusals import forget_refusals
 
 _VERIFIER = "code_verifier"
+# The command tag of a statement that has inserted its row.
+_ADDED = "INSERT 0 1"
+_LOCK_CONNECTION = "SELECT 1 FROM connections WHERE id = $1 FOR KEY SHARE"
+_BEGIN = """
+INSERT INTO authorizations (state_hash, connection_id, provider, issuer, token_endpoint,
+                            redirect_uri, code_verifier, browser_hash, scopes, return_url,
+                            expires_at, fields, caller)
+SELECT $1, connection_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, $13
+FROM connect_tickets WHERE ticket_hash = $14 AND connection_id = $2
+"""
 
 
 class PostgresAuthorizations:
@@ -41,17 +52,18 @@ class PostgresAuthorizations:
         self._clock = clock
         self._completions = Completions(database, cipher, recorder)
 
-    async def add_ticket(self, ticket: Ticket) -> None:
-        """Store a ticket."""
-        await self._database.execute(
+    async def add_ticket(self, ticket: Ticket) -> bool:
+        """Store a ticket; ``False`` where its connection is gone."""
+        added = await self._database.execute(
             "INSERT INTO connect_tickets (ticket_hash, connection_id, caller, return_url,"
-            " expires_at) VALUES ($1, $2, $3, $4, $5)",
+            " expires_at) SELECT $1, id, $3, $4, $5 FROM connections WHERE id = $2 FOR KEY SHARE",
             ticket.ticket_hash,
             ticket.connection_id,
             ticket.caller,
             ticket.return_url,
             ticket.expires_at,
         )
+        return added == _ADDED
 
     async def ticket(
         self, ticket_hash: bytes, *, now: datetime
@@ -68,26 +80,29 @@ class PostgresAuthorizations:
         connection = await self._connections.get(row["connection_id"])
         return None if connection is None else (Ticket(**dict(row)), connection)
 
-    async def begin(self, authorization: PendingAuthorization) -> None:
-        """Store a transaction."""
-        await self._database.execute(
-            "INSERT INTO authorizations (state_hash, connection_id, provider, issuer,"
-            " token_endpoint, redirect_uri, code_verifier, browser_hash, scopes, return_url,"
-            " expires_at, fields) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
-            " $12::jsonb)",
-            authorization.state_hash,
-            authorization.connection_id,
-            authorization.provider,
-            authorization.issuer,
-            authorization.token_endpoint,
-            authorization.redirect_uri,
-            self._seal(authorization),
-            authorization.browser_hash,
-            list(authorization.scopes),
-            authorization.return_url,
-            authorization.expires_at,
-            dict(authorization.fields),
-        )
+    async def begin(self, authorization: PendingAuthorization, *, ticket_hash: bytes) -> bool:
+        """Store a transaction; ``False`` where its ticket is gone."""
+        async with self._database.transaction() as session:
+            # Before the look at the ticket, which a disconnect deletes under this lock.
+            await session.execute(_LOCK_CONNECTION, authorization.connection_id)
+            begun = await session.execute(
+                _BEGIN,
+                authorization.state_hash,
+                authorization.connection_id,
+                authorization.provider,
+                authorization.issuer,
+                authorization.token_endpoint,
+                authorization.redirect_uri,
+                self._seal(authorization),
+                authorization.browser_hash,
+                list(authorization.scopes),
+                authorization.return_url,
+                authorization.expires_at,
+                dict(authorization.fields),
+                authorization.caller,
+                ticket_hash,
+            )
+        return bool(begun == _ADDED)
 
     async def consume(self, state_hash: bytes) -> PendingAuthorization | None:
         """Remove and return a transaction, expired or not: of many who ask, one receives it."""
@@ -113,6 +128,7 @@ class PostgresAuthorizations:
 
     async def prune(self, *, now: datetime) -> Sequence[str]:
         """Remove expired tickets and transactions; return the ids of connections concerned."""
+        await forget_refusals(self._database, now=now)
         rows = await self._database.fetch(
             "WITH t AS (DELETE FROM connect_tickets WHERE expires_at < $1 RETURNING connection_id),"
             " a AS (DELETE FROM authorizations WHERE expires_at < $1 RETURNING connection_id)"

@@ -31,7 +31,9 @@ from daemon.persistence.held import (
     store_tokens,
 )
 from daemon.persistence.history import EventRecorder
+from daemon.persistence.orphans import take_orphans
 from daemon.persistence.postgres import Database, DatabaseConnection
+from daemon.persistence.refusals import note_refusal, refusal_of
 from daemon.persistence.revocations import Revoke, queue_revocations, revocations_of
 from daemon.persistence.rows import test_value
 
@@ -82,6 +84,9 @@ class Completions:
         """Store a completion once; see ``AuthorizationStore.complete``."""
 
         async def work(session: DatabaseConnection) -> StoredAuthorization | NotStored:
+            refused = await refusal_of(session, completion)
+            if refused is not None:
+                return refused
             found = await self._lock(session, completion)
             if found.target is None:
                 return await self._gone(session, completion, now)
@@ -93,6 +98,7 @@ class Completions:
                     merged = completion.connection_id if found.is_followed else None
                     return StoredAuthorization(connection=found.target.connection, merged=merged)
                 case Refused():
+                    await note_refusal(session, completion, decided.answer, now=now)
                     return await self._refuse(session, decided, found.target.connection, now)
 
         return await again_where_taken(self._database, work)
@@ -128,14 +134,27 @@ class Completions:
         revocations = [
             one
             for replaced in kept.replaced
-            for one in _revocations(replaced.tokens, replaced.connection)
+            for tokens in (
+                replaced.tokens,
+                *await take_orphans(session, self._cipher, replaced.connection.id),
+            )
+            for one in _revocations(tokens, replaced.connection)
         ]
+        # Where nothing is revoked they go all the same: they are not of the new grant.
+        await take_orphans(session, self._cipher, kept.connection_id)
         await queue_revocations(session, self._cipher, revocations, now=now)
         if kept.merged is not None:
             await session.execute(_MERGE, kept.merged, kept.connection_id, now)
             await session.execute("DELETE FROM connections WHERE id = $1", kept.merged)
         await self._store_connection(session, completion, kept, now)
-        await store_tokens(session, self._cipher, kept.connection_id, kept.tokens, now=now)
+        await store_tokens(
+            session,
+            self._cipher,
+            kept.connection_id,
+            kept.tokens,
+            now=now,
+            granted_at=kept.tokens.issued_at,
+        )
         await store_schedule(session, kept.connection_id, kept.provider, kept.due_at)
         await session.execute(
             "DELETE FROM connect_tickets WHERE connection_id = $1", kept.connection_id
@@ -192,6 +211,7 @@ class Completions:
     async def _gone(
         self, session: DatabaseConnection, completion: Completion, now: datetime
     ) -> NotStored:
+        gone = NotStored(reason=NotStoredReason.GONE)
         if completion.provider is not None:
             revocations = revocations_of(
                 completion.tokens,
@@ -201,7 +221,8 @@ class Completions:
                 initiator=Initiator.CALLER,
             )
             await queue_revocations(session, self._cipher, revocations, now=now)
-        return NotStored(reason=NotStoredReason.GONE)
+            await note_refusal(session, completion, gone, now=now)
+        return gone
 
 
 def _revocations(tokens: TokenSet, connection: Connection) -> Sequence[Revoke]:

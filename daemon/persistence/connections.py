@@ -93,7 +93,7 @@ class PostgresConnections(ConnectionLife):
                 await self._insert(session, connection, next_test_at)
                 if tokens is not None:
                     name, now = connection.id, connection.created_at
-                    await store_tokens(session, self._cipher, name, tokens, now=now)
+                    await store_tokens(session, self._cipher, name, tokens, now=now, granted_at=now)
                     await store_schedule(session, name, connection.provider, due_at)
                 await self._recorder.record(session, _creation(connection, tokens))
         except asyncpg.UniqueViolationError:

@@ -46,13 +46,14 @@ _READ_TOKENS = "SELECT * FROM token_sets WHERE connection_id = ANY($1::text[])"
 
 _STORE_TOKENS = """
 INSERT INTO token_sets (connection_id, generation, access_token, refresh_token, token_type, scopes,
-                        issued_at, expires_at, stored_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                        issued_at, expires_at, stored_at, grant_generation, granted_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $2, $10)
 ON CONFLICT (connection_id) DO UPDATE
 SET generation = excluded.generation, access_token = excluded.access_token,
     refresh_token = excluded.refresh_token, token_type = excluded.token_type,
     scopes = excluded.scopes, issued_at = excluded.issued_at, expires_at = excluded.expires_at,
-    stored_at = excluded.stored_at
+    stored_at = excluded.stored_at, grant_generation = excluded.grant_generation,
+    granted_at = excluded.granted_at
 """
 # Clearing the attempt is what fences off a refresh that is still on its way.
 _STORE_SCHEDULE = """
@@ -128,8 +129,12 @@ async def store_tokens(
     tokens: TokenSet,
     *,
     now: datetime,
+    granted_at: datetime,
 ) -> None:
-    """Write tokens at their generation, over whatever there is."""
+    """Write the first tokens of a grant at their generation, over whatever there is.
+
+    ``granted_at`` is when they were asked for: what was sent earlier is another grant's.
+    """
     access, refresh = seal_tokens(cipher, connection_id, tokens)
     await session.execute(
         _STORE_TOKENS,
@@ -142,6 +147,7 @@ async def store_tokens(
         tokens.issued_at,
         tokens.expires_at,
         now,
+        granted_at,
     )
 
 

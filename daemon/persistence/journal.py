@@ -143,21 +143,52 @@ class Journal:
             self._unsettled[entry.attempt] = self._segment.number
         return True
 
-    async def settled(self, attempt: str) -> None:
-        """Note that the database has what ``keep`` was given.
+    async def settled(self, attempt: str, *, stored: bool = True) -> None:
+        """Note that the database has what ``keep`` was given, or (not ``stored``) must not have it.
 
         The note goes to the disk with the next reply: one that is lost only costs a look at the
         next start, and no attempt should wait for it.
         """
         if self._unsettled.pop(attempt, None) is not None:
-            self._notes.append(encode(Record(kind=Kind.SETTLED, payload=attempt.encode())))
+            kind = Kind.SETTLED if stored else Kind.DISCARDED
+            self._notes.append(encode(Record(kind=kind, payload=attempt.encode())))
+
+    async def replies(self) -> AsyncIterator[JournaledReply]:
+        """Return what the journal still has, newest first, settled or not; one file at a time.
+
+        Without what was discarded, and of several replies to one attempt the last one only.
+        """
+        await self._write_notes()
+        done: set[str] = set()
+        for path in reversed(segment_files(self._directory)):
+            found: list[JournaledReply] = []
+            await self._in_thread(partial(self._read_backwards, path, done, found))
+            for entry in found:
+                yield entry
+
+    def _read_backwards(self, path: Path, done: set[str], found: list[JournaledReply]) -> None:
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # old, and cleaned up meanwhile
+            return
+        for record in reversed(scan(content).records):
+            if record.kind is Kind.REPLY:
+                entry = self._unseal(record.payload, path)
+                if entry is not None and entry.attempt not in done:
+                    done.add(entry.attempt)
+                    found.append(entry)
+            elif record.kind is Kind.DISCARDED:
+                done.add(record.payload.decode("ascii", "replace"))
 
     async def clean(self) -> None:
         """Remove old segments that hold nothing unsettled, and write down what is settled."""
+        await self._write_notes()
+        await self._in_thread(self._clean)
+
+    async def _write_notes(self) -> None:
         if self._notes:
             with suppress(JournalError):
                 await self._append(b"")
-        await self._in_thread(self._clean)
 
     async def _append(self, content: bytes) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -277,7 +308,7 @@ class Journal:
             else:
                 _shrink(path, contents.end)
             for record in contents.records:
-                if record.kind is Kind.SETTLED:
+                if record.kind is not Kind.REPLY:
                     attempt = record.payload.decode("ascii", "replace")
                     pending.pop(attempt, None)
                     self._unsettled.pop(attempt, None)

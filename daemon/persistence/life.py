@@ -17,6 +17,7 @@ from daemon.domain.revocation import Initiator
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.held import again_where_taken, lock_connections, locked_connection
 from daemon.persistence.history import EventRecorder
+from daemon.persistence.orphans import take_orphans
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.revocations import count_revocations, queue_revocations, revocations_of
 from daemon.persistence.rows import failure_value
@@ -36,6 +37,8 @@ UPDATE connections
 SET status = 'reauthorization_required', last_error = $2::jsonb, test_due_at = NULL, updated_at = $3
 WHERE id = $1
 """
+# A token that its API refuses is not served until its time any more.
+_END_TOKEN = "UPDATE token_sets SET expires_at = least(expires_at, $2) WHERE connection_id = $1"
 _END_SCHEDULE = """
 UPDATE refresh_schedule
 SET due_at = NULL, state = 'idle', attempt = NULL, owner = NULL, take_over_at = NULL, failures = 0
@@ -149,24 +152,25 @@ class ConnectionLife:
         """Say that the provider has ended a grant; ``False`` where it is not up to the caller.
 
         That is where the generation has changed, or a refresh has an open or doubtful end: its
-        own decides.
+        own decides. The access token counts as expired from ``now`` on. Where a refresh has
+        found out before, its words stay, and only the revocation is news.
         """
 
         async def work(session: DatabaseConnection) -> bool:
             held = (await lock_connections(session, self._cipher, [connection_id])).get(
                 connection_id
             )
-            if held is None or not await _may_be_declared_dead(session, held, generation):
+            if held is None or not await _may_be_declared_dead(session, held, generation, now):
                 return False
-            await session.execute(_MARK_DEAD, connection_id, failure_value(failure), now)
-            await session.execute(_END_SCHEDULE, connection_id)
+            news = [EventType.REVOKED_AT_PROVIDER]
+            await session.execute(_END_TOKEN, connection_id, now)
+            if held.connection.status is not Status.REAUTHORIZATION_REQUIRED:
+                news.append(EventType.REAUTHORIZATION_REQUIRED)
+                await session.execute(_MARK_DEAD, connection_id, failure_value(failure), now)
+                await session.execute(_END_SCHEDULE, connection_id)
             detail: dict[str, DetailValue] = {"cause": failure.code, "generation": generation}
             await self._recorder.record(
-                session,
-                [
-                    _event(held.connection, EventType.REVOKED_AT_PROVIDER, now, detail),
-                    _event(held.connection, EventType.REAUTHORIZATION_REQUIRED, now, detail),
-                ],
+                session, [_event(held.connection, kind, now, detail) for kind in news]
             )
             return True
 
@@ -226,17 +230,19 @@ class ConnectionLife:
         revoke: bool,
     ) -> dict[str, DetailValue]:
         connection = held.connection
-        revocations = (
-            revocations_of(
-                held.tokens,
+        orphans = await take_orphans(session, self._cipher, connection.id)
+        revocations = [
+            one
+            for tokens in (held.tokens, *orphans)
+            if revoke and tokens is not None
+            for one in revocations_of(
+                tokens,
                 connection_id=connection.id,
                 provider=connection.provider,
                 fields=connection.fields,
                 initiator=initiator,
             )
-            if revoke and held.tokens is not None
-            else ()
-        )
+        ]
         await queue_revocations(session, self._cipher, revocations, now=now)
         nothing = self._cipher.encrypt(
             "",
@@ -256,9 +262,15 @@ class ConnectionLife:
         return detail if held.is_readable else {**detail, "tokens_undecryptable": True}
 
 
-async def _may_be_declared_dead(session: DatabaseConnection, held: Held, generation: int) -> bool:
-    is_working = held.connection.status in {Status.ACTIVE, Status.FAILING}
-    if not is_working or held.connection.generation != generation:
+async def _may_be_declared_dead(
+    session: DatabaseConnection, held: Held, generation: int, now: datetime
+) -> bool:
+    connection = held.connection
+    if connection.generation != generation:
+        return False
+    if connection.status is Status.REAUTHORIZATION_REQUIRED:
+        return connection.expires_at is None or connection.expires_at > now
+    if connection.status not in {Status.ACTIVE, Status.FAILING}:
         return False
     state = await session.fetchval(
         "SELECT state FROM refresh_schedule WHERE connection_id = $1", held.connection.id

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-LOCK_PROVIDERS = """
-SELECT provider, free_at, paused_until, failures, circuit, clock_timestamp() AS now
+from daemon.persistence.incarnations import INCARNATION
+
+LOCK_PROVIDERS = f"""
+SELECT provider, free_at, paused_until, failures, circuit, clock_timestamp() AS now,
+       {INCARNATION} AS incarnation
 FROM provider_state WHERE provider = ANY($1::text[]) ORDER BY provider FOR UPDATE
 """
 
@@ -41,7 +44,7 @@ WHERE connection_id = $1 FOR UPDATE
 READ_CLAIMED = """
 SELECT c.id AS connection_id, c.status, c.requested_scopes, c.fields, c.reply_values, c.epoch,
        t.generation, t.access_token, t.refresh_token, t.token_type, t.scopes, t.issued_at,
-       t.expires_at
+       t.expires_at, t.granted_at
 FROM connections c JOIN token_sets t ON t.connection_id = c.id
 WHERE c.id = ANY($1::text[])
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from daemon.domain.claim import (
     Claim,
     ClaimState,
     DueClaims,
+    Orphan,
     Refusal,
     RefusalReason,
     Settled,
@@ -33,22 +35,36 @@ from daemon.domain.tokens import TokenSet
 from daemon.persistence import refresh_statements as statements
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.history import EventRecorder
+from daemon.persistence.incarnations import Incarnations
+from daemon.persistence.orphans import PostgresOrphans
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.revocations import queue_revocations, revocations_of
 from daemon.persistence.rows import Row, failure_json, token_set
-from daemon.persistence.settlements import Settlements
+from daemon.persistence.settlements import Settlements, refusals_told
 
 # What cannot be decrypted is neither sent nor overwritten: a key may be about to come back.
 _LOOK_AGAIN = timedelta(minutes=5)
+# Replicas' clocks may differ by this much. A person's reconnect takes longer than a reply.
+_CLOCKS_DIFFER = timedelta(seconds=10)
 
 
 class PostgresRefreshes:
     """The refresh store on PostgreSQL (port: ``daemon.refresh.ports.RefreshStore``)."""
 
-    def __init__(self, database: Database, cipher: TokenCipher, *, recorder: EventRecorder) -> None:
+    def __init__(
+        self,
+        database: Database,
+        cipher: TokenCipher,
+        *,
+        recorder: EventRecorder,
+        incarnations: Incarnations | None = None,
+    ) -> None:
+        """Without ``incarnations`` claims are given whatever the database may have forgotten."""
         self._database = database
         self._cipher = cipher
         self._settlements = Settlements(database, cipher, recorder)
+        self._orphans = PostgresOrphans(database, cipher)
+        self._incarnations = incarnations
 
     async def add_providers(self, providers: Sequence[str]) -> None:
         """Make sure that every provider has a state row."""
@@ -62,8 +78,9 @@ class PostgresRefreshes:
         self, *, room: Mapping[str, tuple[int, float]], owner: str, hold: timedelta, now: datetime
     ) -> DueClaims:
         """Claim what is due at ``now``: ``room`` gives (places, rate) for each provider."""
+        room = {name: places for name, places in room.items() if not self._is_held_back(name)}
         async with self._database.transaction() as connection:
-            states, clock = await self._lock(connection, room)
+            states, clock = await self._lock(connection, room, claims=True)
             admissions = {
                 name: admit(state, rate=room[name][1], wanted=room[name][0], now=clock)
                 for name, state in states.items()
@@ -99,10 +116,11 @@ class PostgresRefreshes:
         self, wanted: Wanted, *, owner: str, hold: timedelta, now: datetime
     ) -> Claim | Refusal:
         """Claim one connection that somebody waits for."""
+        if self._is_held_back(wanted.provider):
+            return Refusal(connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED)
         async with self._database.transaction() as connection:
-            states, clock = await self._lock(connection, [wanted.provider])
-            locked = await connection.fetch(statements.LOCK_WANTED, wanted.connection_id)
-            row = next(iter(await self._with_tokens(connection, locked)), None)
+            states, clock = await self._lock(connection, [wanted.provider], claims=True)
+            row = await self._locked(connection, wanted.connection_id)
             reason = refusal(None if row is None else _schedule(row), wanted, now)
             if row is None or reason is not None:
                 retry_at = None if row is None else row["due_at"]
@@ -148,19 +166,56 @@ class PostgresRefreshes:
         disconnected: its tokens are then nobody's.
         """
         async with self._database.transaction() as connection:
-            locked = await connection.fetch(statements.LOCK_WANTED, connection_id)
-            row = next(iter(await self._with_tokens(connection, locked)), None)
-            if row is None:
-                return Refusal(connection_id=connection_id, reason=RefusalReason.UNKNOWN)
-            if row["generation"] != generation:
+            row = await self._locked(connection, connection_id)
+            if row is not None and (row["generation"] != generation or _has_ended(row, attempt)):
                 return None
-            if row["status"] == Status.DISCONNECTED:
-                return Refusal(connection_id=connection_id, reason=RefusalReason.DISCONNECTED)
-            if row["state"] == ClaimState.SENDING and row["attempt"] != attempt:
-                return Refusal(connection_id=connection_id, reason=RefusalReason.SENDING)
+            refused = _not_reclaimed(row, connection_id, attempt)
+            if row is None or refused is not None:
+                return refused
             await connection.execute(statements.RECLAIM, connection_id, attempt, owner, hold)
         claimed = {**row, "attempt": attempt, "state": ClaimState.SENDING}
         return _claim(claimed, token_set(row, self._cipher), 0.0)
+
+    async def recall(
+        self,
+        connection_id: str,
+        *,
+        attempt: str,
+        generation: int,
+        sent_at: datetime,
+        owner: str,
+        hold: timedelta,
+    ) -> Claim | Refusal | None:
+        """Claim for a reply whose claim the database has forgotten, with generations or without.
+
+        ``generation`` is the one that the request was sent for, at ``sent_at``. Like ``reclaim``,
+        but also where the database has an older one, unless a later grant has put it there.
+        """
+        with refusals_told():
+            async with self._database.transaction() as connection:
+                row = await self._locked(connection, connection_id)
+                if row is not None and (
+                    not _is_older(row, generation, sent_at) or _has_ended(row, attempt)
+                ):
+                    return None
+                refused = _not_reclaimed(row, connection_id, attempt)
+                if row is None or refused is not None:
+                    return refused
+                await connection.execute(statements.RECLAIM, connection_id, attempt, owner, hold)
+        claimed = {**row, "attempt": attempt, "state": ClaimState.SENDING}
+        claim = _claim(claimed, token_set(row, self._cipher), 0.0)
+        if row["generation"] == generation:
+            return claim
+        return replace(
+            claim,
+            tokens=replace(claim.tokens, generation=generation),
+            stored_generation=row["generation"],
+        )
+
+    async def newest_orphan(self, connection_id: str) -> Orphan | None:
+        """Return the newest orphan of a connection's grant; see ``PostgresOrphans.newest``."""
+        with refusals_told():
+            return await self._orphans.newest(connection_id)
 
     async def abandoned_by(self, owner: str) -> list[Abandoned]:
         """Return the open claims of an owner that has just started, and so has sent nothing."""
@@ -212,11 +267,12 @@ class PostgresRefreshes:
 
     async def learn(self, provider: str, outcome: Outcome) -> tuple[ProviderState, ProviderState]:
         """Let the fleet know what an outcome says of its provider; return before and after."""
-        async with self._database.transaction() as connection:
-            states, clock = await self._lock(connection, [provider])
-            learned = after_outcome(states[provider], outcome, clock)
-            if learned != states[provider]:
-                await self._store(connection, learned)
+        with refusals_told():
+            async with self._database.transaction() as connection:
+                states, clock = await self._lock(connection, [provider])
+                learned = after_outcome(states[provider], outcome, clock)
+                if learned != states[provider]:
+                    await self._store(connection, learned)
         return states[provider], learned
 
     async def reset_provider(self, provider: str) -> None:
@@ -227,9 +283,24 @@ class PostgresRefreshes:
             provider,
         )
 
+    def _is_held_back(self, provider: str) -> bool:
+        return self._incarnations is not None and provider in self._incarnations.held_back
+
+    async def _locked(
+        self, connection: DatabaseConnection, connection_id: str
+    ) -> dict[str, Any] | None:
+        """Lock a connection's schedule and return it with its tokens, where it has any."""
+        locked = await connection.fetch(statements.LOCK_WANTED, connection_id)
+        return next(iter(await self._with_tokens(connection, locked)), None)
+
     async def _lock(
-        self, connection: DatabaseConnection, names: Mapping[str, Any] | Sequence[str]
+        self,
+        connection: DatabaseConnection,
+        names: Mapping[str, Any] | Sequence[str],
+        *,
+        claims: bool = False,
     ) -> tuple[dict[str, ProviderState], datetime]:
+        """Lock providers; whoever ``claims`` may only where the database has forgotten nothing."""
         rows = await connection.fetch(statements.LOCK_PROVIDERS, list(names))
         if len(rows) < len(names):
             await connection.execute(
@@ -242,7 +313,9 @@ class PostgresRefreshes:
         clock = datetime.min.replace(tzinfo=UTC)
         for row in rows:
             values = dict(row)
-            clock = values.pop("now")
+            clock, incarnation = values.pop("now"), values.pop("incarnation")
+            if claims and self._incarnations is not None:
+                self._incarnations.check(incarnation)
             states[values["provider"]] = ProviderState(**values)
         return states, clock
 
@@ -310,6 +383,34 @@ def _claim(row: Row, tokens: TokenSet, delay: float) -> Claim:
         reply_values=row["reply_values"],
         epoch=row["epoch"],
     )
+
+
+def _has_ended(row: Row, attempt: str) -> bool:
+    """Tell whether it is stored already how the attempt ended; its journal may not know."""
+    return bool(row["state"] == ClaimState.IDLE and row["attempt"] == attempt)
+
+
+def _not_reclaimed(row: Row | None, connection_id: str, attempt: str) -> Refusal | None:
+    """Return why a reply's claim is not taken again."""
+    if row is None:
+        reason = RefusalReason.UNKNOWN
+    elif row["status"] == Status.DISCONNECTED:
+        reason = RefusalReason.DISCONNECTED
+    elif row["state"] == ClaimState.SENDING and row["attempt"] != attempt:
+        reason = RefusalReason.SENDING
+    else:
+        return None
+    return Refusal(connection_id=connection_id, reason=reason)
+
+
+def _is_older(row: Row, generation: int, sent_at: datetime) -> bool:
+    """Tell whether the database has nothing newer than a reply to what was sent then.
+
+    A grant that began after the request left is another one, whatever its generation.
+    """
+    if row["generation"] > generation:
+        return False
+    return row["granted_at"] is None or row["granted_at"] <= sent_at + _CLOCKS_DIFFER
 
 
 def _schedule(row: Row) -> ScheduleRow:

@@ -9,12 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+import structlog
+
 from daemon.domain.errors import DecryptionError
-from daemon.domain.revocation import Initiator, QueuedRevocation
+from daemon.domain.revocation import GIVE_UP_AFTER, Initiator, QueuedRevocation
 from daemon.domain.tokens import TokenSet
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.rows import Row
+
+log = structlog.get_logger()
 
 _COLUMN = "revocation"
 # What cannot be decrypted waits for its key, and does not take the places of others meanwhile.
@@ -133,7 +137,7 @@ class PostgresRevocations:
         """Return what is due, oldest first, each hidden from others for ``hold``.
 
         Only one connection's if given. A row whose token does not decrypt is not returned and
-        stays: its key may come back.
+        stays, for its key may come back; but no longer than any other.
         """
         rows = await self._database.fetch(_CLAIM, now, hold, limit, connection_id)
         claimed: list[QueuedRevocation] = []
@@ -142,7 +146,13 @@ class PostgresRevocations:
             try:
                 claimed.append(self._opened(row))
             except DecryptionError as error:
-                await self._set_aside(row["id"], at=now + _LOOK_AGAIN, error=str(error))
+                if now < row["created_at"] + GIVE_UP_AFTER:
+                    await self._set_aside(row["id"], at=now + _LOOK_AGAIN, error=str(error))
+                    continue
+                await self.done(row["id"])
+                log.warning(
+                    "revocation_abandoned", connection=row["connection_id"], error=str(error)
+                )
         return claimed
 
     async def done(self, revocation_id: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -26,6 +25,11 @@ class Kind(IntEnum):
 
     REPLY = 1
     SETTLED = 2
+    DISCARDED = 3
+    """Settled, and never to be stored: something else came first."""
+
+
+_KINDS = frozenset(Kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,38 +62,31 @@ def encode(record: Record) -> bytes:
 def scan(content: bytes) -> Contents:
     """Return the records in a segment's bytes, whatever they are. Pure; never raises."""
     records: list[Record] = []
-    damaged = end = 0
+    damaged = unread = end = 0
     place = content.find(_MAGIC)
     while place >= 0:
         record = _at(content, place)
         if record is None:
-            following = content.find(_MAGIC, place + 1)
-            # A torn tail has nothing readable behind it.
-            damaged += any(True for _ in _readable_after(content, following))
-            place = following
+            unread += 1
+            place = content.find(_MAGIC, place + 1)
             continue
+        # What cannot be read with nothing readable behind it is a torn tail.
+        damaged, unread = damaged + unread, 0
         records.append(record)
         end = place + _HEADER.size + len(record.payload)
         place = content.find(_MAGIC, end)
     return Contents(records=tuple(records), damaged=damaged, end=end)
 
 
-def _readable_after(content: bytes, place: int) -> Iterator[int]:
-    while place >= 0:
-        if _at(content, place) is not None:
-            yield place
-        place = content.find(_MAGIC, place + 1)
-
-
 def _at(content: bytes, place: int) -> Record | None:
-    header = content[place : place + _HEADER.size]
-    if len(header) < _HEADER.size:
-        return None
-    _, kind, length, checksum = _HEADER.unpack(header)
     start = place + _HEADER.size
+    if len(content) < start:
+        return None
+    _, kind, length, checksum = _HEADER.unpack_from(content, place)
+    if kind not in _KINDS or len(content) < start + length:
+        return None
     payload = content[start : start + length]
-    whole = len(payload) == length and kind in {Kind.REPLY, Kind.SETTLED}
-    if not whole or zlib.crc32(payload, zlib.crc32(bytes([kind]))) != checksum:
+    if zlib.crc32(payload, zlib.crc32(bytes([kind]))) != checksum:
         return None
     return Record(kind=Kind(kind), payload=payload)
 

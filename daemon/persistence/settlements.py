@@ -1,26 +1,34 @@
 """How claimed attempts end in PostgreSQL: one statement for many, with what history keeps of them.
 
 The hard idea: an attempt that finds its claim gone writes nothing, but its tokens exist at the
-provider all the same. Where a disconnect came first they are queued for revocation.
+provider all the same. Where a disconnect came first they are queued for revocation, where a newer
+generation did they are kept as an orphan, and where nothing newer is stored they are not too late.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import orjson
+import structlog
 
 from daemon.domain.claim import Settled, Settlement
 from daemon.domain.connection import Status
-from daemon.domain.errors import DecryptionError
+from daemon.domain.errors import DecryptionError, StorageError
 from daemon.domain.revocation import Initiator
+from daemon.domain.tokens import TokenSet
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.history import INSERT_EVENTS, EventRecorder, event_columns
+from daemon.persistence.orphans import Late, keep_orphans
 from daemon.persistence.postgres import Database
 from daemon.persistence.revocations import Revoke, queue_revocations, revocations_of
 from daemon.persistence.rows import Row, failure_json, seal_tokens
+from daemon.persistence.unavailable import LIBRARY_ERRORS
+
+log = structlog.get_logger()
 
 # The claim's attempt id is the fence, the generation the second line: a settlement that matches
 # neither writes nothing. A reply may still settle its own attempt after it was taken over. The id
@@ -31,10 +39,10 @@ WITH input AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[],
                          $6::int[], $7::bool[], $8::bytea[], $9::bytea[], $10::text[],
                          $11::text[], $12::timestamptz[], $13::timestamptz[], $14::text[],
-                         $15::text[], $16::bool[], $17::text[])
+                         $15::text[], $16::bool[], $17::text[], $18::bigint[], $19::bigint[])
     AS i (id, attempt, generation, state, due_at, failures, has_tokens, access_token,
           refresh_token, token_type, scopes, issued_at, expires_at, status, last_error, touches,
-          reply_values)
+          reply_values, new_generation, adopts)
 ), fenced AS (
     UPDATE refresh_schedule s
     SET state = i.state, due_at = i.due_at, failures = i.failures, owner = NULL,
@@ -45,39 +53,43 @@ WITH input AS (
     RETURNING s.connection_id, s.attempt
 ), stored AS (
     UPDATE token_sets t
-    SET generation = i.generation + 1, access_token = i.access_token,
+    SET generation = i.new_generation, access_token = i.access_token,
         refresh_token = i.refresh_token, token_type = i.token_type,
         scopes = string_to_array(i.scopes, ' '), issued_at = i.issued_at,
-        expires_at = i.expires_at, stored_at = $18
+        expires_at = i.expires_at, stored_at = $20
     FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
     WHERE i.has_tokens AND t.connection_id = i.id AND t.generation = i.generation
     RETURNING t.connection_id
 ), told AS (
     UPDATE connections c
-    SET status = i.status, last_error = i.last_error::jsonb, updated_at = $18,
+    SET status = i.status, last_error = i.last_error::jsonb, updated_at = $20,
         reply_values = c.reply_values || coalesce(i.reply_values::jsonb, '{{}}')
     FROM input i JOIN fenced f ON f.connection_id = i.id AND f.attempt = i.attempt
     WHERE (i.touches OR c.status <> i.status) AND c.id = i.id
+), adopted AS (
+    DELETE FROM orphans o USING input i JOIN fenced f
+        ON f.connection_id = i.id AND f.attempt = i.attempt
+    WHERE o.id = i.adopts AND o.connection_id = i.id
 ), happened AS (
-    SELECT e.* FROM unnest($19::text[], $20::timestamptz[], $21::text[], $22::text[], $23::text[],
-                           $24::text[])
+    SELECT e.* FROM unnest($21::text[], $22::timestamptz[], $23::text[], $24::text[], $25::text[],
+                           $26::text[])
     WITH ORDINALITY AS e (attempt, at, connection, provider, type, detail, place)
     JOIN fenced f ON f.connection_id = e.connection AND f.attempt = e.attempt
-), {INSERT_EVENTS.format(delivers="$25")}
+), {INSERT_EVENTS.format(delivers="$27")}
 SELECT attempt FROM fenced
 """
-_COLUMNS, _EVENT_COLUMNS = 17, 6
+_COLUMNS, _EVENT_COLUMNS = 19, 6
 
 _UNWRITTEN = """
-SELECT c.id, c.provider, c.fields, c.status, c.epoch, t.generation, t.access_token, s.attempt,
-       s.state
+SELECT c.id, c.provider, c.fields, c.status, c.epoch, t.generation, t.access_token,
+       t.refresh_token, t.grant_generation, t.granted_at, s.attempt, s.state
 FROM connections c LEFT JOIN token_sets t ON t.connection_id = c.id
 LEFT JOIN refresh_schedule s ON s.connection_id = c.id WHERE c.id = ANY($1::text[])
 """
 
 
 class Settlements:
-    """Writes settlements. Raises DatabaseUnavailableError."""
+    """Writes settlements. Raises StorageError: what PostgreSQL refuses may be granted later."""
 
     def __init__(self, database: Database, cipher: TokenCipher, recorder: EventRecorder) -> None:
         self._database = database
@@ -93,7 +105,12 @@ class Settlements:
             DatabaseUnavailableError: it is unknown whether anything was written. Doing it again
                 is safe: an attempt settles once, and a token that is queued for revocation twice
                 is revoked twice.
+            StorageError: the database refuses, for a reason that does not go away by itself.
         """
+        with refusals_told():
+            return await self._settle(settlements, now=now)
+
+    async def _settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
         columns = _transposed(map(self._columns, settlements), _COLUMNS)
         events = [
             (one.attempt, *event_columns(event)) for one in settlements for event in one.events
@@ -113,7 +130,7 @@ class Settlements:
     async def _explain(
         self, unwritten: Sequence[Settlement], now: datetime
     ) -> Mapping[str, Settled]:
-        """Tell by attempt why it was not written, and queue the tokens that are nobody's now."""
+        """Tell by attempt why it was not written, and keep or queue the tokens that are late."""
         async with self._database.transaction() as session:
             rows = await session.fetch(_UNWRITTEN, [one.connection_id for one in unwritten])
             known: dict[str, Row] = {row["id"]: row for row in rows}
@@ -125,6 +142,20 @@ class Settlements:
                 each for one in late for each in _revocations(known.get(one.connection_id), one)
             ]
             await queue_revocations(session, self._cipher, revocations, now=now)
+            orphans = [
+                Late(connection_id=one.connection_id, attempt=one.attempt, tokens=one.tokens)
+                for one in unwritten
+                if one.tokens is not None
+                and answers[one.attempt] is Settled.SUPERSEDED
+                and _is_of_grant(known[one.connection_id], one.tokens)
+            ]
+            await keep_orphans(session, self._cipher, orphans, now=now)
+        for one in orphans:
+            log.warning(
+                "refresh_reply_orphaned",
+                connection=one.connection_id,
+                generation=one.tokens.generation,
+            )
         return answers
 
     def _answer(self, row: Row | None, settlement: Settlement) -> Settled:
@@ -138,26 +169,33 @@ class Settlements:
             return Settled.DISCONNECTED
         if self._is_written(row, settlement):
             return Settled.STORED
-        return Settled.DISCONNECTED if row["epoch"] > settlement.epoch else Settled.SUPERSEDED
+        if row["epoch"] > settlement.epoch:
+            return Settled.DISCONNECTED
+        # Without any generation it is another connection, made anew under the name of one purged.
+        stored = row["generation"]
+        is_newest = stored is not None and stored <= settlement.generation
+        return Settled.UNCLAIMED if settlement.tokens and is_newest else Settled.SUPERSEDED
 
     def _is_written(self, row: Row, settlement: Settlement) -> bool:
         tokens = settlement.tokens
         if tokens is None:
             settled = (settlement.attempt, settlement.state, settlement.generation)
             return (row["attempt"], row["state"], row["generation"]) == settled
-        if row["generation"] != tokens.generation:
+        # A reply that was salvaged has brought a refresh token alone.
+        column = "access_token" if tokens.access_token else "refresh_token"
+        if row["generation"] != tokens.generation or row[column] is None:
             return False
         try:
             stored = self._cipher.decrypt(
-                row["access_token"],
+                row[column],
                 connection=settlement.connection_id,
-                column="access_token",
+                column=column,
                 generation=tokens.generation,
             )
         except DecryptionError:
             # Not ours then: written meanwhile with a key that this process does not have.
             return False
-        return stored == tokens.access_token
+        return stored == (tokens.access_token or tokens.refresh_token)
 
     def _columns(self, settlement: Settlement) -> tuple[Any, ...]:
         tokens = settlement.tokens
@@ -186,7 +224,34 @@ class Settlements:
             orjson.dumps(dict(settlement.reply_values)).decode()
             if settlement.reply_values
             else None,
+            tokens.generation if tokens else None,
+            settlement.adopts,
         )
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """Raise StorageError for what PostgreSQL refuses for good, in words without any value."""
+    try:
+        yield
+    except LIBRARY_ERRORS as error:
+        code = getattr(error, "sqlstate", None) or "no code"
+        raise StorageError(
+            f"the database refuses to store this: {type(error).__name__} ({code}). Look at its log "
+            "and at the rights of tokenward's role"
+        ) from error
+
+
+def _is_of_grant(row: Row, tokens: TokenSet) -> bool:
+    """Tell whether late tokens descend from the grant that the connection has now.
+
+    Only beside the generation that they would have become: further on they may have been stored
+    and spent long ago, by a process that died before its journal could note that.
+    """
+    granted_at, began = row["granted_at"], row["grant_generation"]
+    if began is None or tokens.generation <= began or tokens.generation != row["generation"]:
+        return False
+    return granted_at is None or granted_at <= tokens.issued_at
 
 
 def _revocations(row: Row | None, settlement: Settlement) -> tuple[Revoke, ...]:

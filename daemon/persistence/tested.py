@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from daemon.domain.account import Account
+from daemon.domain.account import Account, is_somebody_else, verdict
 from daemon.domain.connection import Connection, Status, TestResult
 from daemon.domain.history import DetailValue, EventType, NewEvent
 from daemon.persistence.held import holder_of, lock_account, locked_connection
@@ -69,11 +69,14 @@ async def store_test(
     if row["status"] == Status.DISCONNECTED:
         return StoredTest(connection=await locked_connection(session, connection_id))
     name = (row["account_id"], row["account_scope"])
+    test = verdict(account, row["account_id"])
+    if is_somebody_else(account, row["account_id"]):
+        # Whatever else the replies said is that account's, too.
+        account = Account()
     label = row["label"] if row["label_is_set"] else account.label or row["label"]
-    is_ours = account.account_id is not None and name[0] in {None, account.account_id}
+    is_ours = account.account_id is not None
     if is_ours and holder is None:
         name = (account.account_id, account.scope)
-    test = account.test
     await session.execute(
         _STORE,
         connection_id,

@@ -2,59 +2,35 @@
 
 The hard idea: from the moment a request may have left, nothing but the end of the process stops
 an attempt before its reply is stored. The reply is on the disk before it is read, and its commit
-is tried until it is done.
+is tried until it is done, whatever the database says meanwhile and whatever it has forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from daemon.config.settings import Refresh
 from daemon.domain.claim import Claim, Settled, Settlement
-from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
-from daemon.domain.errors import DatabaseUnavailableError, JournalError
-from daemon.domain.events import Events
-from daemon.domain.journal import JournaledReply, Purpose, ReplyJournal
+from daemon.domain.errors import JournalError, StorageError
+from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
-from daemon.domain.tokens import CurrentToken, TokenSet, current_of
 from daemon.refresh import policy, recording
 from daemon.refresh.cache import TokenCache
+from daemon.refresh.committing import Committing, Ports, current_token
 from daemon.refresh.memory import Memory
-from daemon.refresh.ports import CurrentTokens, Providers, Publisher, RefreshSender, RefreshStore
-from daemon.refresh.settling import Settling
+
+__all__ = ["Attempts", "Ports", "Sent"]
 
 # Between the hard end of a request and the claim's take-over lies time to store the reply, so a
 # successor never acts on a claim whose owner may still be writing.
 _TIME_TO_STORE = timedelta(seconds=60)
 # A reply that comes after the callers' patience is still read: it may carry the only refresh token.
 _HARD_TIMEOUT_FACTOR = 2
-# While the database is away a reply is held in memory and its commit tried again this often.
-_COMMIT_RETRY = (0.2, 5.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ports:
-    """What the refresher works with.
-
-    ``on_disowned`` is called where tokens came too late for a connection and were queued for
-    revocation.
-    """
-
-    store: RefreshStore
-    tokens: CurrentTokens
-    providers: Providers
-    sender: RefreshSender
-    journal: ReplyJournal
-    publisher: Publisher
-    events: Events
-    clock: Clock
-    chance: Callable[[], float]
-    on_disowned: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,19 +53,26 @@ class Attempts:
         memory: Memory,
         settings: Callable[[], Refresh],
         on_schedule: Callable[[float], None],
+        owner: str = "",
     ) -> None:
         self._ports = ports
         self._cache = cache
         self._memory = memory
         self._settings = settings
         self._on_schedule = on_schedule
-        self._settling = Settling(ports.store, ports.clock)
+        self._committing = Committing(ports, cache=cache, owner=owner)
         self._unwell: set[str] = set()
+        self._in_flight: dict[str, Claim] = {}
 
     @property
     def hold(self) -> timedelta:
         """Return how long a claim lasts before its owner counts as vanished."""
         return timedelta(seconds=self._hard_timeout()) + _TIME_TO_STORE
+
+    @property
+    def in_flight(self) -> Mapping[str, Claim]:
+        """Return the claims whose end is not stored yet, by attempt."""
+        return self._in_flight
 
     def learned(self, provider: str, *, unwell: bool) -> None:
         """Remember whether a provider's shared state has anything to be cleared by a success."""
@@ -97,6 +80,13 @@ class Attempts:
 
     async def run(self, claim: Claim, since: float) -> None:
         """Send, store and tell. ``since`` is the boot time before the claim was asked for."""
+        self._in_flight[claim.attempt] = claim
+        try:
+            await self._run(claim, since)
+        finally:
+            del self._in_flight[claim.attempt]
+
+    async def _run(self, claim: Claim, since: float) -> None:
         clock = self._ports.clock
         # On boot time and from before the claim was asked for: a machine that was suspended since
         # then must not send late.
@@ -105,6 +95,9 @@ class Attempts:
         if provider is None:
             outcome = _not_sent(f"No provider named {claim.provider} is configured any more.")
             provider = Provider(name=claim.provider, client_id="")
+            sent = Sent(at=clock.now(), duration=0.0)
+        elif self._has_another(claim):
+            outcome = _not_sent("The answer to an earlier request is about to be stored.")
             sent = Sent(at=clock.now(), duration=0.0)
         elif claim.tokens.refresh_token is None:
             outcome, sent = _nothing_to_send(), Sent(at=clock.now(), duration=0.0)
@@ -122,10 +115,17 @@ class Attempts:
         learns_first = sent.asked and not brings_token
         if learns_first:
             await self._learn(claim, outcome)
-        await self.conclude(claim, provider, outcome, sent=sent)
-        await self._ports.journal.settled(claim.attempt)
+        is_stored = await self.conclude(claim, provider, outcome, sent=sent)
+        await self._ports.journal.settled(claim.attempt, stored=is_stored)
         if sent.asked and not learns_first:
             await self._learn(claim, outcome)
+
+    def _has_another(self, claim: Claim) -> bool:
+        """Tell whether an attempt runs here whose claim was taken over: it may have the reply."""
+        return any(
+            other.connection_id == claim.connection_id and other.attempt != claim.attempt
+            for other in self._in_flight.values()
+        )
 
     async def _send(
         self,
@@ -169,8 +169,37 @@ class Attempts:
 
     async def conclude(
         self, claim: Claim, provider: Provider, outcome: Outcome, *, sent: Sent
-    ) -> None:
-        """Store what follows from an outcome, however long that takes, and tell everybody."""
+    ) -> bool:
+        """Store what follows from an outcome, however long that takes, and tell everybody.
+
+        Return whether it is stored: something else may have come first.
+        """
+        decision = await self._decide(claim, provider, outcome, sent)
+        settled = await self._committing.commit(claim, decision.settlement)
+        while settled is Settled.UNCLAIMED:
+            again = await self._committing.recall(
+                claim, decision.settlement, sent_at=sent.at, hold=self.hold
+            )
+            claim = again or claim
+            decision = await self._decide(claim, provider, outcome, sent)
+            settled = await self._committing.commit(claim, decision.settlement)
+            if again is None:
+                # Not wanted any more, or disconnected: this once it was said what became of it.
+                break
+        if settled is Settled.STORED:
+            await self._publish(claim, decision.settlement)
+            self._tell(claim, outcome, decision, sent.duration)
+            if decision.retry_in is not None:
+                self._on_schedule(decision.retry_in)
+            return True
+        if settled is Settled.DISCONNECTED:
+            self._ports.on_disowned()
+        await self._forget(claim)
+        return False
+
+    async def _decide(
+        self, claim: Claim, provider: Provider, outcome: Outcome, sent: Sent
+    ) -> policy.Decision:
         now = self._ports.clock.now()
         decision = policy.decide(
             claim,
@@ -181,24 +210,20 @@ class Attempts:
             now=now,
             chance=self._ports.chance(),
         )
+        if decision.settlement.status is Status.REAUTHORIZATION_REQUIRED:
+            orphan = await self._committing.newest_orphan(claim)
+            if orphan is not None:
+                decision = policy.adopted(claim, orphan, decision, now=now)
+        settlement = decision.settlement
+        known = self._cache.get(claim.connection_id)
+        if sent.asked and known is not None:
+            settlement = policy.above(settlement, known.generation)
         settlement = replace(
-            decision.settlement,
+            settlement,
             reply_values=recording.changed_values(claim, outcome, provider),
-            events=recording.events_of(
-                claim, outcome, decision.settlement, now=now, duration=sent.duration
-            ),
+            events=recording.events_of(claim, outcome, settlement, now=now, duration=sent.duration),
         )
-        match await self._commit(claim, settlement):
-            case Settled.STORED:
-                await self._publish(claim, settlement)
-                self._tell(claim, outcome, decision, sent.duration)
-                if decision.retry_in is not None:
-                    self._on_schedule(decision.retry_in)
-            case Settled.SUPERSEDED:
-                await self._forget(claim)
-            case Settled.DISCONNECTED:
-                self._ports.on_disowned()
-                await self._forget(claim)
+        return replace(decision, settlement=settlement)
 
     async def _forget(self, claim: Claim) -> None:
         self._ports.events.refresh_superseded(claim.connection_id, claim.provider)
@@ -213,7 +238,7 @@ class Attempts:
             if claim.planned_at is not None:
                 lag = max(0.0, (self._ports.clock.now() - claim.planned_at).total_seconds())
             events.token_refreshed(claim, outcome, duration=duration, lag=lag)
-            if claim.status is Status.FAILING:
+            if claim.status in {Status.FAILING, Status.REAUTHORIZATION_REQUIRED}:
                 events.connection_recovered(claim.connection_id, claim.provider)
             return
         events.refresh_failed(claim, outcome, duration=duration, retry_in=decision.retry_in)
@@ -221,28 +246,9 @@ class Attempts:
         if decision.settlement.status is Status.REAUTHORIZATION_REQUIRED and error is not None:
             events.reauthorization_required(claim.connection_id, claim.provider, cause=error.code)
 
-    async def _commit(self, claim: Claim, settlement: Settlement) -> Settled:
-        """Store until it is stored. Meanwhile the new token is served from memory."""
-        wait, longest = _COMMIT_RETRY
-        while True:
-            try:
-                return await self._settling.settle(settlement)
-            except DatabaseUnavailableError:
-                if settlement.tokens is not None and not self._is_disconnected(claim):
-                    self._cache.put(_current(claim, settlement, settlement.tokens))
-                await self._ports.clock.sleep(wait)
-                wait = min(wait * 2, longest)
-
-    def _is_disconnected(self, claim: Claim) -> bool:
-        """Tell whether memory knows already that the claim's grant has ended."""
-        known = self._cache.get(claim.connection_id)
-        if known is None or known.status is not Status.DISCONNECTED:
-            return False
-        return known.generation >= claim.tokens.generation
-
     async def _publish(self, claim: Claim, settlement: Settlement) -> None:
         if settlement.tokens is not None:
-            self._cache.put(_current(claim, settlement, settlement.tokens))
+            self._cache.put(current_token(claim, settlement, settlement.tokens))
         elif settlement.touches_connection:
             await self._memory.reload_quietly(claim.connection_id)
         if settlement.tokens is not None or settlement.touches_connection:
@@ -255,7 +261,7 @@ class Attempts:
             return
         try:
             before, after = await self._ports.store.learn(claim.provider, outcome)
-        except DatabaseUnavailableError:
+        except StorageError:
             return
         self.learned(claim.provider, unwell=after.failures > 0 or after.circuit is not None)
         if (before.circuit is None) != (after.circuit is None):
@@ -267,18 +273,6 @@ class Attempts:
 
     def _hard_timeout(self) -> float:
         return self._settings().request_timeout.total_seconds() * _HARD_TIMEOUT_FACTOR
-
-
-def _current(claim: Claim, settlement: Settlement, tokens: TokenSet) -> CurrentToken:
-    error = settlement.last_error
-    return current_of(
-        tokens,
-        connection=claim.connection_id,
-        provider=claim.provider,
-        status=settlement.status,
-        failure=error.description if error else None,
-        retry_at=settlement.due_at if error else None,
-    )
 
 
 def _not_sent(description: str) -> Outcome:

@@ -71,9 +71,13 @@ class Entry:
         self.tail = b"}" if warning is None else b',"warning":' + orjson.dumps(warning) + b"}"
 
     def outlasts(self, token: CurrentToken) -> bool:
-        """Tell whether ``token`` is older news than this."""
+        """Tell whether ``token`` is older news than this.
+
+        A lower generation may be the newer token, where the database has forgotten some.
+        """
         if self.generation != token.generation:
-            return self.generation > token.generation
+            is_issued_later = token.issued_at.timestamp() > self.issued_at
+            return self.generation > token.generation and not is_issued_later
         return self.status is Status.DISCONNECTED and token.status is not Status.DISCONNECTED
 
     def life(self, now: float) -> float:

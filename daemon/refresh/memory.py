@@ -1,13 +1,15 @@
 """What memory serves, read anew from the database.
 
 The hard idea: an answer of the database is from before it arrives. What left memory meanwhile was
-told to leave, and does not come back with an older answer.
+told to leave, and does not come back with an older answer. That a connection is disconnected
+counts also where the database has forgotten generations since: it is asked twice, then it is so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.tokens import CurrentToken
 from daemon.refresh.cache import TokenCache
@@ -27,16 +29,29 @@ class Memory:
         Raises:
             DatabaseUnavailableError: the cache stays as it was.
         """
+        ended: dict[str, CurrentToken] = {}
         while ids:
             found, moved = await self._read(ids)
             # Dropped while the database answered: the answer may be from before that.
             again = [name for name in moved if name in found and self._cache.get(name) is None]
             for name in set(ids).difference(again):
-                if name in found:
+                if name not in found:
+                    self._cache.drop(name)
+                elif not self._is_ended(name, found[name]):
+                    self._cache.put(found[name])
+                elif found[name] == ended.get(name):
+                    self._cache.drop(name)
                     self._cache.put(found[name])
                 else:
-                    self._cache.drop(name)
+                    ended[name] = found[name]
+                    again.append(name)
             ids = again
+
+    def _is_ended(self, name: str, token: CurrentToken) -> bool:
+        """Tell whether a connection is said to be disconnected before what memory knows."""
+        known = self._cache.get(name)
+        is_older = known is not None and known.generation > token.generation
+        return is_older and token.status is Status.DISCONNECTED
 
     async def reload_quietly(self, connection_id: str) -> None:
         """Reload one connection; where the database is away, memory stays as it is."""

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import assert_never
 
 from daemon.config.settings import Refresh
-from daemon.domain.claim import Abandoned, Claim, ClaimState, Settlement
+from daemon.domain.claim import Abandoned, Claim, ClaimState, Orphan, Settlement
 from daemon.domain.connection import Failure, Status
 from daemon.domain.outcome import Outcome, OutcomeKind
 from daemon.domain.provider import Provider, Rotation, RotationKind
@@ -117,6 +117,9 @@ def decide(
             default_lifetime=lifetime_of(provider, settings.default_lifetime),
         )
         due = due_at(tokens, claim.connection_id, settings)
+        if claim.status is Status.REAUTHORIZATION_REQUIRED:
+            # It came late, after its grant was given up. If that was right, a reply was lost.
+            return _decision(claim, now, tokens=tokens, state=ClaimState.IN_DOUBT, due=now)
         touched = claim.status is not Status.ACTIVE or claim.failures > 0
         return _decision(claim, now, tokens=tokens, due=due, touched=touched)
     retry = _retry_at(claim, outcome, now, chance)
@@ -145,6 +148,47 @@ def decide(
             return _decision(claim, now, outcome, state=ClaimState.IN_DOUBT, due=due)
         case _:
             assert_never(outcome.kind)
+
+
+def adopted(claim: Claim, orphan: Orphan, decision: Decision, *, now: datetime) -> Decision:
+    """Return what follows instead of a grant's end, where a refresh token was never used.
+
+    It becomes the stored one and is sent by the next ordinary claim. The doubt stays: if it is
+    refused, too, a reply was lost.
+    """
+    settlement = replace(
+        decision.settlement,
+        tokens=replace(
+            claim.tokens,
+            generation=claim.tokens.generation + 1,
+            refresh_token=orphan.refresh_token,
+        ),
+        state=ClaimState.IN_DOUBT,
+        due_at=now,
+        status=Status.FAILING,
+        last_error=Failure(
+            code="invalid_grant",
+            description=(
+                "The provider refuses the refresh token in use. One that a late reply has brought "
+                "is tried next."
+            ),
+            at=now,
+        ),
+        adopts=orphan.id,
+    )
+    return Decision(settlement=settlement, retry_in=0.0)
+
+
+def above(settlement: Settlement, generation: int) -> Settlement:
+    """Return a settlement whose tokens are not below a generation that callers know already.
+
+    Only for a reply that was just asked for: a database that has forgotten generations must not
+    make them fall, but an older reply must never pass for a newer one.
+    """
+    tokens = settlement.tokens
+    if tokens is None or tokens.generation >= generation:
+        return settlement
+    return replace(settlement, tokens=replace(tokens, generation=generation + 1))
 
 
 def resend_at(
@@ -179,18 +223,28 @@ def resend_at(
 
 
 def abandoned(
-    claim: Abandoned, rotation: Rotation, now: datetime, chance: float, *, hold: timedelta
+    claim: Abandoned,
+    rotation: Rotation,
+    now: datetime,
+    chance: float,
+    *,
+    hold: timedelta,
+    not_before: datetime | None = None,
 ) -> Settlement:
-    """Settle a claim of length ``hold`` whose owner vanished: in doubt, never free."""
+    """Settle a claim of length ``hold`` whose owner vanished: in doubt, never free.
+
+    ``not_before`` is the soonest time for a resend, whatever the rotation profile says.
+    """
     life = Life(issued_at=claim.issued_at, expires_at=claim.expires_at)
     remaining = None if life.expires_at is None else (life.expires_at - now).total_seconds()
     retry = now + timedelta(seconds=backoff(claim.failures + 1, chance, remaining))
+    due = resend_at(rotation, life, sent_at=now - claim.overdue - hold, now=now, retry=retry)
     return Settlement(
         connection_id=claim.connection_id,
         attempt=claim.attempt,
         generation=claim.generation,
         state=ClaimState.IN_DOUBT,
-        due_at=resend_at(rotation, life, sent_at=now - claim.overdue - hold, now=now, retry=retry),
+        due_at=due if not_before is None else max(due, not_before),
         status=Status.FAILING,
         failures=claim.failures + 1,
         last_error=Failure(
@@ -239,7 +293,7 @@ def _dead(claim: Claim, outcome: Outcome, now: datetime) -> Decision:
     settlement = Settlement(
         connection_id=claim.connection_id,
         attempt=claim.attempt,
-        generation=claim.tokens.generation,
+        generation=claim.fence,
         state=ClaimState.IDLE,
         due_at=None,
         status=Status.REAUTHORIZATION_REQUIRED,
@@ -271,7 +325,7 @@ def _decision(
     settlement = Settlement(
         connection_id=claim.connection_id,
         attempt=claim.attempt,
-        generation=claim.tokens.generation,
+        generation=claim.fence,
         tokens=tokens,
         state=state,
         due_at=due,

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from daemon.domain.admission import ProviderState
 from daemon.domain.authorization import Completion, NotStored, StoredAuthorization
-from daemon.domain.claim import Abandoned, Claim, DueClaims, Refusal, Settled, Settlement
+from daemon.domain.claim import (
+    Abandoned,
+    Claim,
+    DueClaims,
+    Orphan,
+    Refusal,
+    Settled,
+    Settlement,
+    Standing,
+)
 from daemon.domain.claimable import Wanted
 from daemon.domain.connection import Status
 from daemon.domain.outcome import Outcome
@@ -73,6 +82,59 @@ class RefreshStore(Protocol):
 
     async def learn(self, provider: str, outcome: Outcome) -> tuple[ProviderState, ProviderState]:
         """Let the fleet know what an outcome says of its provider; return before and after."""
+
+
+class LateReplies(Protocol):
+    """What becomes of a reply whose claim is not there any more.
+
+    May raise StorageError, of which DatabaseUnavailableError says that trying again helps.
+    """
+
+    async def recall(
+        self,
+        connection_id: str,
+        *,
+        attempt: str,
+        generation: int,
+        sent_at: datetime,
+        owner: str,
+        hold: timedelta,
+    ) -> Claim | Refusal | None:
+        """Claim again, also where the database has forgotten generations; ``None``: not wanted.
+
+        Refused as by ``RefreshStore.reclaim``. ``generation`` and ``sent_at`` are of the request.
+        """
+
+    async def newest_orphan(self, connection_id: str) -> Orphan | None:
+        """Return the newest refresh token of the connection's grant that was never stored."""
+
+
+class Incarnations(Protocol):
+    """Which incarnation of the database claims may be taken in: one that has forgotten nothing.
+
+    Methods may raise DatabaseUnavailableError.
+    """
+
+    async def current(self) -> str:
+        """Return the name of the incarnation in use."""
+
+    async def is_known(self, incarnation: str) -> bool:
+        """Tell whether this very replica has trusted it before, in this process or an earlier."""
+
+    async def changed(self) -> None:
+        """Return when a claim was refused, because it would be in one that is not trusted."""
+
+    async def trust(self, incarnation: str) -> None:
+        """Let claims be taken in an incarnation: this process's journal was compared with it."""
+
+    def hold_back(self, providers: Collection[str]) -> None:
+        """Let nothing be claimed at these providers, until called again without them."""
+
+    async def all_replayed(self, incarnation: str) -> bool:
+        """Tell whether every known replica trusts it, or has had 10 min to."""
+
+    async def standing(self, ids: Sequence[str]) -> Mapping[str, Standing]:
+        """Return where these connections stand; unknown ids are left out."""
 
 
 class Exchanged(Protocol):

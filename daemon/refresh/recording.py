@@ -18,6 +18,8 @@ from daemon.domain.provider import Provider
 from daemon.oauth.account import evaluate
 
 _MILLISECONDS = 3
+# A reply may also bring back what was given up: one that came late, or that an orphan obtained.
+_UNWELL = {Status.FAILING, Status.REAUTHORIZATION_REQUIRED}
 
 
 def events_of(
@@ -31,14 +33,15 @@ def events_of(
             type=kind, connection=claim.connection_id, provider=claim.provider, at=now, detail=told
         )
 
+    tokens = settlement.tokens
     if outcome.kind is OutcomeKind.OK:
         refreshed = event(
             EventType.REFRESHED,
-            generation=claim.tokens.generation + 1,
-            expires_at=_time(None if settlement.tokens is None else settlement.tokens.expires_at),
+            generation=None if tokens is None else tokens.generation,
+            expires_at=_time(None if tokens is None else tokens.expires_at),
             duration=round(duration, _MILLISECONDS),
         )
-        if claim.status is not Status.FAILING:
+        if claim.status not in _UNWELL:
             return (refreshed,)
         return (refreshed, event(EventType.RECOVERED, failures=claim.failures))
     is_dead = settlement.status is Status.REAUTHORIZATION_REQUIRED

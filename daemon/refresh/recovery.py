@@ -1,47 +1,68 @@
-"""[refresh] After a restart: what the journal kept is stored before anything else happens.
+"""[refresh] What the journal kept is stored before anything else happens.
 
-Idempotent, and may itself be cut anywhere: a reply is settled in the journal only after the
-database has it, and the database takes each only on top of the generation it belongs to.
+At a start that is what was under way at the last stop, and in a database that has forgotten
+whatever it lacks (``reconciling``). Idempotent, and may itself be cut anywhere: a reply is settled
+in the journal only after the database has it, and the database takes each only on top of the
+generation it belongs to.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Literal
 
 import structlog
 
 from daemon.config.settings import Refresh
-from daemon.domain.authorization import Completion, NotStored, NotStoredReason
-from daemon.domain.claim import Refusal, RefusalReason
+from daemon.domain.authorization import NotStored, NotStoredReason
+from daemon.domain.claim import Claim, Refusal, RefusalReason, Settled
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Connection
-from daemon.domain.errors import DatabaseUnavailableError, DecryptionError
-from daemon.domain.journal import JournaledReply, Purpose, ReplyJournal
-from daemon.domain.outcome import Granted, Outcome, OutcomeKind
-from daemon.domain.provider import Provider
-from daemon.domain.tokens import TokenSet, lifetime_of, tokens_of
-from daemon.oauth.token_reply import read_reply
+from daemon.domain.errors import DatabaseUnavailableError, DecryptionError, StorageError
+from daemon.domain.journal import JournaledReply, JournalHistory, Purpose, ReplyJournal
+from daemon.domain.outcome import Outcome
+from daemon.domain.provider import Provider, RotationKind
+from daemon.domain.tokens import TokenSet
 from daemon.refresh import policy, recording
 from daemon.refresh.attempts import Sent
-from daemon.refresh.ports import Exchanged, Providers, RefreshStore
+from daemon.refresh.ports import (
+    Exchanged,
+    Incarnations,
+    LateReplies,
+    Providers,
+    RefreshStore,
+)
+from daemon.refresh.reconciling import Compared, Reconciliation
 from daemon.refresh.refresher import Refresher
+from daemon.refresh.replies import (
+    brings_tokens,
+    completion_of,
+    is_last_word,
+    outcome_of,
+    settlement_of,
+    tokens_in,
+)
 
 log = structlog.get_logger()
 
 _DATABASE_AWAY = 1.0
 # Another replica's attempt ends within its hard timeout; looking this often costs nothing.
 _LOOK_AGAIN = 2.0
+# How long to leave a database alone that refuses what it is given.
+_REFUSED = 30.0
 
 
 class Fate(Enum):
-    """What became of a journalled reply at this start."""
+    """What became of a journalled reply."""
 
     STORED = auto()
     NOT_NEEDED = auto()
-    """The database has it already, or has something newer."""
+    """The database has it already."""
+    SUPERSEDED = auto()
+    """It has something newer, or another grant: tokens of the same grant are kept as an orphan."""
     DISOWNED = auto()
     """Its connection was disconnected or is gone: its tokens are queued for revocation."""
     LATER = auto()
@@ -53,9 +74,15 @@ class Fate(Enum):
 _TOLD = {
     Fate.STORED: "journalled_reply_recovered",
     Fate.NOT_NEEDED: "journalled_reply_not_needed",
+    Fate.SUPERSEDED: "journalled_reply_superseded",
     Fate.DISOWNED: "journalled_reply_disowned",
     Fate.LATER: "journalled_reply_waits_for_another_replica",
 }
+_IS_STORED = {Fate.STORED, Fate.NOT_NEEDED}
+
+
+async def _nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +90,9 @@ class Stored:
     """What recovery works with.
 
     ``on_authorized`` tells the cache of a recovered exchange, ``on_disowned`` the revocation
-    worker that tokens were queued for it.
+    worker that tokens were queued for it. ``named`` returns when this process alone has its
+    owner's name. Without ``incarnations``, ``history`` and ``late`` a database that has forgotten
+    is not noticed. ``all_providers`` are those that may have to wait for other replicas.
     """
 
     journal: ReplyJournal
@@ -74,10 +103,18 @@ class Stored:
     clock: Clock
     chance: Callable[[], float]
     on_disowned: Callable[[], None] = lambda: None
+    late: LateReplies | None = None
+    history: JournalHistory | None = None
+    incarnations: Incarnations | None = None
+    all_providers: Callable[[], Sequence[Provider]] = tuple
+    named: Callable[[], Awaitable[None]] = _nothing
 
 
 class Recovery:
-    """Stores journalled replies, then puts this owner's other open claims in doubt."""
+    """Stores journalled replies, then puts this owner's other open claims in doubt.
+
+    ``run`` once, then ``watch`` for ever.
+    """
 
     def __init__(
         self,
@@ -94,8 +131,15 @@ class Recovery:
         self._settings = settings
         self._owner = owner
         self._later: list[JournaledReply] = []
+        self._kept: list[JournaledReply] = []
         self._is_done = False
         self._one_at_a_time = asyncio.Lock()
+        self._woken = asyncio.Event()
+        self._is_new = False
+        self._incarnation: str | None = None
+        # The incarnation in which other replicas may still have newer replies than the database.
+        self._waits_in: str | None = None
+        self._reconciliation = self._reconciling()
 
     async def run(self) -> None:
         """Recover, waiting for the database as long as it takes; then let refreshes begin.
@@ -104,11 +148,14 @@ class Recovery:
         """
         async with self._one_at_a_time:
             while not self._is_done:
+                await self._ports.named()
                 try:
+                    await self._compare(at_start=True)
                     await self._go_through()
                     await self._doubt_open_claims()
-                except DatabaseUnavailableError:
-                    await self._ports.clock.sleep(_DATABASE_AWAY)
+                    await self._trust()
+                except StorageError as error:
+                    await self._wait(error)
                 else:
                     self._is_done = True
                     self._refresher.begin()
@@ -117,22 +164,132 @@ class Recovery:
         """After ``run``: store the replies whose connections another replica was refreshing."""
         while self._later:
             await self._ports.clock.sleep(_LOOK_AGAIN)
-            self._pending, self._later = self._later, []
+            await self._try_later()
+
+    async def watch(self) -> None:
+        """After ``run``, until cancelled: what waits, and a database that changes."""
+        await self.run()
+        while True:
+            await self._something()
             try:
-                await self._go_through()
-            except DatabaseUnavailableError:
-                self._later += self._pending
+                if self._is_new:
+                    await self._compare(at_start=False)
+                    await self._trust()
+                if self._woken.is_set():
+                    self._woken.clear()
+                    self._later, self._kept = self._later + self._kept, []
+                await self._let_go()
+                await self._try_later()
+            except StorageError as error:
+                await self._wait(error)
+
+    def wake(self) -> None:
+        """Look again at replies that could not be stored as things were configured."""
+        self._woken.set()
+
+    async def _try_later(self) -> None:
+        if not self._later:
+            return
+        self._pending, self._later = self._later, []
+        try:
+            await self._go_through()
+        except DatabaseUnavailableError:
+            self._later += self._pending
+            self._pending = []
+
+    async def _wait(self, error: StorageError) -> None:
+        """Leave the database alone for a while; what is no absence is told."""
+        if isinstance(error, DatabaseUnavailableError):
+            await self._ports.clock.sleep(_DATABASE_AWAY)
+            return
+        log.error("journalled_replies_not_stored", error=str(error))
+        await self._ports.clock.sleep(_REFUSED)
+
+    async def _compare(self, *, at_start: bool) -> None:
+        """Store what the database has forgotten, in an incarnation that is new to this replica."""
+        incarnations = self._ports.incarnations
+        if self._reconciliation is None or incarnations is None:
+            return
+        self._incarnation = await incarnations.current()
+        if at_start and await incarnations.is_known(self._incarnation):
+            return
+        await self._reconciliation.run()
+        if not at_start:
+            await self._reconciliation.claim_again()
+        self._later += self._reconciliation.take_later()
+
+    async def _trust(self) -> None:
+        """Let claims be taken, but where a newer reply of another replica may be missing still.
+
+        That matters where a spent refresh token ends the grant.
+        """
+        incarnations = self._ports.incarnations
+        if incarnations is None or self._incarnation is None:
+            return
+        strict = [one.name for one in self._ports.all_providers() if _punishes_reuse(one)]
+        incarnations.hold_back(strict)
+        await incarnations.trust(self._incarnation)
+        self._waits_in = self._incarnation
+        await self._let_go()
+        if self._waits_in is not None:
+            log.warning("refreshes_wait_for_other_replicas", providers=sorted(strict))
+
+    async def _let_go(self) -> None:
+        """Hold nothing back any more, once all known replicas have stored what they had."""
+        incarnations = self._ports.incarnations
+        if incarnations is None or self._waits_in is None:
+            return
+        if await incarnations.all_replayed(self._waits_in):
+            incarnations.hold_back(())
+            self._waits_in = None
+
+    async def _something(self) -> None:
+        """Wait for what ``watch`` is there for."""
+        incarnations = self._ports.incarnations
+        tasks = {"woken": asyncio.ensure_future(self._woken.wait())}
+        if incarnations is not None:
+            tasks["new"] = asyncio.ensure_future(_true_after(incarnations.changed()))
+        if self._later or self._waits_in is not None:
+            sleep = self._ports.clock.sleep(_LOOK_AGAIN)
+            tasks["later"] = asyncio.ensure_future(_true_after(sleep))
+        try:
+            await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+            self._is_new = "new" in tasks and tasks["new"].done()
+        finally:
+            for task in tasks.values():
+                task.cancel()
+
+    def _reconciling(self) -> Reconciliation | None:
+        ports = self._ports
+        if ports.incarnations is None or ports.history is None or ports.late is None:
+            return None
+        return Reconciliation(
+            Compared(
+                history=ports.history,
+                incarnations=ports.incarnations,
+                late=ports.late,
+                exchanged=ports.exchanged,
+                providers=ports.providers,
+                on_authorized=ports.on_authorized,
+                clock=ports.clock,
+            ),
+            refresher=self._refresher,
+            settings=self._settings,
+            owner=self._owner,
+        )
 
     async def _go_through(self) -> None:
         while self._pending:
             entry = self._pending[0]
-            match await self._recover(entry):
-                case Fate.STORED | Fate.NOT_NEEDED | Fate.DISOWNED:
-                    await self._ports.journal.settled(entry.attempt)
+            fate = await self._recover(entry)
+            match fate:
                 case Fate.LATER:
                     self._later.append(entry)
                 case Fate.KEPT:
-                    pass
+                    self._kept.append(entry)
+                case _:
+                    is_stored = fate in _IS_STORED
+                    await self._ports.journal.settled(entry.attempt, stored=is_stored)
             self._pending.pop(0)
 
     async def _recover(self, entry: JournaledReply) -> Fate:
@@ -144,11 +301,12 @@ class Recovery:
                 provider=entry.provider,
             )
             return Fate.KEPT
+        outcome = outcome_of(entry, provider)
         try:
             if entry.purpose is Purpose.EXCHANGE:
-                fate = await self._recover_exchange(entry, provider)
+                fate = await self._recover_exchange(entry, provider, outcome)
             else:
-                fate = await self._recover_refresh(entry, provider)
+                fate = await self._recover_refresh(entry, provider, outcome)
         except DecryptionError as error:
             log.warning(
                 "journalled_reply_not_stored", connection=entry.connection_id, error=str(error)
@@ -162,36 +320,64 @@ class Recovery:
         )
         return fate
 
-    async def _recover_refresh(self, entry: JournaledReply, provider: Provider) -> Fate:
-        outcome = _outcome(entry, provider)
-        if not _is_last_word(outcome):
+    async def _recover_refresh(
+        self, entry: JournaledReply, provider: Provider, outcome: Outcome
+    ) -> Fate:
+        if not is_last_word(outcome):
             return Fate.NOT_NEEDED
-        claim = await self._ports.store.reclaim(
-            entry.connection_id,
-            attempt=entry.attempt,
-            generation=entry.generation,
-            owner=self._owner,
-            hold=self._refresher.hold,
-        )
+        claim = await self._claim(entry)
         if claim is None:
-            return Fate.NOT_NEEDED
+            return await self._too_late(entry, provider, outcome)
         if isinstance(claim, Refusal):
             if claim.reason is RefusalReason.SENDING:
                 return Fate.LATER
             return await self._disown(entry, provider, outcome)
-        await self._refresher.attempts.conclude(
+        is_stored = await self._refresher.attempts.conclude(
             claim, provider, outcome, sent=Sent(at=entry.sent_at, duration=0.0)
         )
-        return Fate.STORED
+        return Fate.STORED if is_stored else Fate.SUPERSEDED
+
+    async def _claim(self, entry: JournaledReply) -> Claim | Refusal | None:
+        """Claim for a kept reply, also in a database that has forgotten."""
+        if self._ports.late is None:
+            return await self._ports.store.reclaim(
+                entry.connection_id,
+                attempt=entry.attempt,
+                generation=entry.generation,
+                owner=self._owner,
+                hold=self._refresher.hold,
+            )
+        return await self._ports.late.recall(
+            entry.connection_id,
+            attempt=entry.attempt,
+            generation=entry.generation,
+            sent_at=entry.sent_at,
+            owner=self._owner,
+            hold=self._refresher.hold,
+        )
+
+    async def _too_late(self, entry: JournaledReply, provider: Provider, outcome: Outcome) -> Fate:
+        """Have the store say whether it has a reply already, and keep its tokens if it has not."""
+        if not brings_tokens(outcome):
+            return Fate.NOT_NEEDED
+        tokens = tokens_in(outcome, entry, provider, self._settings())
+        (answer,) = await self._ports.store.settle(
+            [settlement_of(entry, tokens)], now=self._ports.clock.now()
+        )
+        match answer:
+            case Settled.STORED:
+                return Fate.NOT_NEEDED
+            case Settled.DISCONNECTED:
+                self._ports.on_disowned()
+                return Fate.DISOWNED
+            case Settled.SUPERSEDED | Settled.UNCLAIMED:
+                return Fate.SUPERSEDED
 
     async def _disown(self, entry: JournaledReply, provider: Provider, outcome: Outcome) -> Fate:
         """Have the tokens revoked of a refresh that a disconnect has overtaken."""
-        granted = outcome.granted or Granted(
-            access_token="", refresh_token=outcome.salvaged_refresh_token
-        )
         await self._ports.store.disown(
             entry.connection_id,
-            self._tokens(granted, entry, provider),
+            tokens_in(outcome, entry, provider, self._settings()),
             provider=entry.provider,
             fields=entry.fields,
             now=self._ports.clock.now(),
@@ -199,25 +385,15 @@ class Recovery:
         self._ports.on_disowned()
         return Fate.DISOWNED
 
-    async def _recover_exchange(self, entry: JournaledReply, provider: Provider) -> Fate:
-        """Store an exchange's tokens. Whose account it is the first test will tell."""
-        granted = _outcome(entry, provider).granted
-        if granted is None:
+    async def _recover_exchange(
+        self, entry: JournaledReply, provider: Provider, outcome: Outcome
+    ) -> Fate:
+        if outcome.granted is None:
             return Fate.NOT_NEEDED
-        tokens = self._tokens(granted, entry, provider)
-        is_tested = provider.test is not None and provider.test.interval is not None
+        settings = self._settings()
+        tokens = tokens_in(outcome, entry, provider, settings)
         answer = await self._ports.exchanged.complete(
-            Completion(
-                connection_id=entry.connection_id,
-                provider=entry.provider,
-                tokens=tokens,
-                due_at=policy.due_at(tokens, entry.connection_id, self._settings()),
-                next_test_at=self._ports.clock.now() if is_tested else None,
-                revokes_replaced=provider.revocation_request.on_reconnect,
-                fields=entry.fields or None,
-                epoch=entry.epoch,
-                only_after=entry.generation,
-            )
+            completion_of(entry, tokens, provider, settings, now=self._ports.clock.now())
         )
         if isinstance(answer, NotStored):
             if answer.reason is NotStoredReason.SUPERSEDED:
@@ -227,15 +403,6 @@ class Recovery:
         stored = answer.connection
         self._ports.on_authorized(stored, replace(tokens, generation=stored.generation))
         return Fate.STORED
-
-    def _tokens(self, granted: Granted, entry: JournaledReply, provider: Provider) -> TokenSet:
-        return tokens_of(
-            granted,
-            before=None,
-            requested=entry.scopes,
-            sent_at=entry.sent_at,
-            default_lifetime=lifetime_of(provider, self._settings().default_lifetime),
-        )
 
     async def _doubt_open_claims(self) -> None:
         """Settle what this owner had sent when it died, and of which it kept no reply."""
@@ -256,21 +423,11 @@ class Recovery:
             log.warning("interrupted_refreshes_in_doubt", count=len(settlements))
 
 
-def _is_last_word(outcome: Outcome) -> bool:
-    """Tell whether nothing that happened after a reply can have made it wrong.
-
-    A refusal may have been followed by another request: with the next client secret, or by whoever
-    took the claim over. It frees nothing: the claim stays in doubt.
-    """
-    brings_token = outcome.granted is not None or outcome.salvaged_refresh_token is not None
-    return brings_token or outcome.kind is OutcomeKind.REAUTHORIZE
+async def _true_after(wait: Awaitable[None]) -> Literal[True]:
+    await wait
+    return True
 
 
-def _outcome(entry: JournaledReply, provider: Provider) -> Outcome:
-    return read_reply(
-        status=entry.reply.status,
-        headers=entry.reply.headers,
-        body=entry.reply.body,
-        provider=provider,
-        now=entry.sent_at,
-    )
+def _punishes_reuse(provider: Provider) -> bool:
+    """Tell whether a provider may end a grant whose spent refresh token it sees."""
+    return provider.rotation.kind not in {RotationKind.STATIC, RotationKind.OVERLAP}

@@ -73,7 +73,12 @@ class Refresher:
         self._cache = cache
         self.memory = Memory(cache, ports.tokens)
         self.attempts = Attempts(
-            ports, cache=cache, memory=self.memory, settings=settings, on_schedule=on_schedule
+            ports,
+            cache=cache,
+            memory=self.memory,
+            settings=settings,
+            on_schedule=on_schedule,
+            owner=owner,
         )
         self._slots = slots
         self._settings = settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import inf
 
 from daemon.domain.claim import DueClaims
@@ -27,6 +27,9 @@ _LONGEST_SLEEP = 30.0
 _SHORTEST_SLEEP = 0.02
 # Busy sweeps follow each other closely; a claim lies abandoned for a minute before it counts.
 _LOOK_FOR_ABANDONED = 5.0
+# After an outage of the database every claim in flight is overdue. Its owner, which may have the
+# reply, tries every 5 s to store it: nobody resends before that.
+_OWNER_MAY_STORE = timedelta(seconds=10)
 # How long to leave a database alone that has just not answered.
 _DATABASE_AWAY = 2.0
 
@@ -149,7 +152,13 @@ class Scheduler:
         if clock.boottime() < self._looks_again_at:
             return
         providers = {provider.name: provider for provider in self._providers()}
-        abandoned = await store.abandoned(list(providers), now=clock.now())
+        mine = self._refresher.attempts.in_flight
+        abandoned = [
+            claim
+            for claim in await store.abandoned(list(providers), now=clock.now())
+            # Nobody has vanished: this process still has a reply to store.
+            if claim.attempt not in mine
+        ]
         self._looks_again_at = clock.boottime() + _LOOK_FOR_ABANDONED
         if not abandoned:
             return
@@ -162,6 +171,7 @@ class Scheduler:
                     clock.now(),
                     self._sweep.chance(),
                     hold=self._refresher.hold,
+                    not_before=clock.now() + _OWNER_MAY_STORE,
                 ),
             )
             for claim in abandoned

@@ -38,7 +38,7 @@ class Identity:
     """One known caller and its rights, as configured when it asked.
 
     Lives as long as its configuration: ``Callers.replace`` makes new ones. A long answer, such as
-    an event stream, keeps the rights it began with.
+    a proxied stream, keeps the rights it began with; event streams are ended by a reload.
     """
 
     __slots__ = ("_matches", "_remembered", "_sees_all", "name", "patterns", "permissions")

@@ -48,7 +48,7 @@ async def read_json(
         # Two parsers: the first is strict in everything but repeated names, the second sees those.
         orjson.loads(body)
         parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_object_of)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad_body(
             "The body is not well-formed JSON in UTF-8 with every name once and no NUL in text."
         ) from error

@@ -10,6 +10,7 @@ from daemon.domain.connection import Connection, Status, is_connection_id
 from daemon.domain.provider import Provider
 from daemon.persistence.life import Change
 from daemon.sidecar.members import (
+    FIELDS_RULE,
     Findings,
     ImportedTokens,
     patch_fields,
@@ -70,6 +71,8 @@ def read_create_request(
     if provider is not None:
         complete = body.get("tokens") is not None
         fields = read_fields(body.get("fields"), provider, findings, complete=complete)
+    elif not isinstance(body.get("fields"), dict | None):
+        findings.add("fields", FIELDS_RULE)
     findings.raise_if_any()
     if provider is None:
         raise AssertionError("an unknown provider is a finding")

@@ -6,7 +6,7 @@ Each handler finds the connection, lets somebody else do the work, and answers w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -14,7 +14,7 @@ from aiohttp import web
 from daemon.config.settings import Permission, Settings
 from daemon.domain.claimable import Wanted
 from daemon.domain.clock import Clock
-from daemon.domain.connection import Failure
+from daemon.domain.connection import Connection, Failure
 from daemon.domain.errors import Problem
 from daemon.domain.revocation import Initiator
 from daemon.oauth.authorization import Authorizer
@@ -32,7 +32,11 @@ from daemon.sidecar.routing import IDENTITY, Finder, json_response, refuse_param
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionParts:
-    """What these routes work with. ``changed`` tells every replica that a connection changed."""
+    """What these routes work with.
+
+    ``changed`` tells every replica that a connection changed. ``used_lately`` says of a connection
+    that it was used since uses were last written down.
+    """
 
     settings: Callable[[], Settings]
     connections: PostgresConnections
@@ -42,6 +46,7 @@ class ConnectionParts:
     tests: Tests
     disconnecting: Disconnects
     changed: Callable[[str], None]
+    used_lately: Callable[[str], bool]
     clock: Clock
 
 
@@ -69,7 +74,7 @@ class ConnectionRoutes:
         shown, more = page[: wanted.limit], len(page) > wanted.limit
         return json_response(
             {
-                "connections": [connection_body(connection) for connection in shown],
+                "connections": [self._body(connection) for connection in shown],
                 "next_cursor": cursor_after(shown[-1]) if more else None,
             }
         )
@@ -77,7 +82,7 @@ class ConnectionRoutes:
     async def show(self, request: web.Request) -> web.Response:
         """``GET /v1/connections/{id}``."""
         connection = await self._parts.finder.connection(request, Permission.READ)
-        return json_response(connection_body(connection))
+        return json_response(self._body(connection))
 
     async def change(self, request: web.Request) -> web.Response:
         """``PATCH /v1/connections/{id}``, a merge patch (RFC 7396)."""
@@ -137,6 +142,12 @@ class ConnectionRoutes:
             connection, initiator=Initiator.CALLER, purge=purge
         )
         return json_response({"connection": connection_body(after), "revocation": revocation.value})
+
+    def _body(self, connection: Connection) -> dict[str, Any]:
+        """Return a connection as it is now, with a use that is not written down yet."""
+        if self._parts.used_lately(connection.id):
+            connection = replace(connection, last_used_at=self._parts.clock.now())
+        return connection_body(connection)
 
 
 def report_body(report: Report) -> dict[str, Any]:

@@ -39,14 +39,14 @@ _GRANT_TYPES = frozenset({"refresh_token", "client_credentials"})
 _NOT_DESCRIPTIVE = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")
 _BASIC = 'Basic realm="tokenward"'
 _NO_CACHE = {hdrs.CACHE_CONTROL: "no-store", hdrs.PRAGMA: "no-cache"}
-# A problem's code as an OAuth error and its status; the status of others stays.
-_ERRORS: Mapping[str, tuple[str, int | None]] = {
+# A problem's code as an OAuth error and its status (RFC 6749 5.2); the status of others stays.
+_ERRORS: Mapping[str, tuple[str, int]] = {
     "disconnected": ("invalid_grant", 400),
     "not_authorized_yet": ("invalid_grant", 400),
     "permission_denied": ("unauthorized_client", 400),
     "reauthorization_required": ("invalid_grant", 400),
     "unauthenticated": ("invalid_client", 401),
-    "unknown_connection": ("invalid_grant", None),
+    "unknown_connection": ("invalid_grant", 400),
 }
 
 
@@ -196,8 +196,8 @@ def _unknown_client() -> Problem:
 def _error_of(problem: Problem) -> web.Response:
     """Return a problem as an OAuth library reads it, with the problem's own headers."""
     own = "temporarily_unavailable" if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
-    error, status = _ERRORS.get(problem.code, (own or "invalid_request", None))
-    response = _error(status or problem.status, error, problem.detail)
+    error, status = _ERRORS.get(problem.code, (own or "invalid_request", problem.status))
+    response = _error(status, error, problem.detail)
     shown = problem_response(problem)
     if hdrs.RETRY_AFTER in shown.headers:
         response.headers[hdrs.RETRY_AFTER] = shown.headers[hdrs.RETRY_AFTER]

@@ -1,7 +1,8 @@
 """[tell] The history over HTTP: pages of it, and a stream of what happens from now on (contract 4).
 
-A stream keeps the rights it began with, and ends where its reader is too slow, its reader is gone,
-or the daemon stops. Whoever comes back with ``Last-Event-ID`` has missed nothing.
+A stream ends where its reader is too slow or gone, the callers are configured anew, or the daemon
+stops: it never outlives the rights it began with. Whoever comes back with ``Last-Event-ID`` has
+missed nothing.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from daemon.domain.templates import TemplateError
 from daemon.sidecar.return_url import is_allowed
 
 LONGEST_LABEL = 200
+FIELDS_RULE = "must be an object of texts"
 _TOKEN_MEMBERS = {"refresh_token", "access_token", "expires_at"}
 _MOST_SCOPES = 200
 _MOST_METADATA = 50
@@ -134,7 +135,7 @@ def read_fields(
     ``complete``: nobody will be asked for the others any more.
     """
     if value is not None and not isinstance(value, dict):
-        findings.add("fields", "must be an object of texts")
+        findings.add("fields", FIELDS_RULE)
         return {}
     given = {name: text for name, text in (value or {}).items() if text is not None}
     checked = check_fields(provider.fields, given, complete=complete)
@@ -160,7 +161,7 @@ def patch_fields(
     if value is None:
         return read_fields({}, provider, findings, complete=complete)
     if not isinstance(value, dict):
-        findings.add("fields", "must be an object of texts")
+        findings.add("fields", FIELDS_RULE)
         return None
     kept = {name: text for name, text in before.items() if name in provider.fields}
     return read_fields(_patched(kept, value), provider, findings, complete=complete)

@@ -8,7 +8,7 @@ held back, in either direction. Only a body that is still here whole can be sent
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from io import BytesIO
@@ -18,7 +18,6 @@ from aiohttp import ClientResponse, ClientTimeout, hdrs, web
 from yarl import URL
 
 from daemon.config.settings import Permission
-from daemon.domain.allowed_hosts import Target
 from daemon.domain.clock import Clock, Entropy
 from daemon.domain.errors import Problem
 from daemon.domain.provider import Provider
@@ -27,7 +26,7 @@ from daemon.oauth.outbound import CONNECT_TIMEOUT, ERRORS
 from daemon.refresh.cache import Entry, TokenCache
 from daemon.refresh.ports import Providers
 from daemon.refresh.reading import TokenReader
-from daemon.sidecar.access import Callers, Identity
+from daemon.sidecar.access import Callers
 from daemon.sidecar.connection_values import ConnectionValues
 from daemon.sidecar.guard import Guard, connection_id_from
 from daemon.sidecar.problems import problem_of, problem_response
@@ -36,26 +35,17 @@ from daemon.sidecar.proxy_answer import relay
 from daemon.sidecar.proxy_body import Deadline, Spool
 from daemon.sidecar.proxy_faults import no_answer, refuse_method, trouble
 from daemon.sidecar.proxy_headers import check_headers, sent_headers
-from daemon.sidecar.proxy_target import (
-    check_path,
-    check_query,
-    destination,
-    prefix_of,
-    split_proxy_path,
-)
-from daemon.sidecar.request_route import provider_not_configured
+from daemon.sidecar.proxy_target import check_path, check_query, split_proxy_path
+from daemon.sidecar.proxy_way import Way, Ways
 from daemon.sidecar.request_values import (
     FORM,
     Added,
-    Credential,
-    added,
-    has_values,
     merged_body,
     merged_query,
     read_content_type,
     refuse_token_parameter,
 )
-from daemon.sidecar.routing import Survivor, gone
+from daemon.sidecar.routing import Survivor
 from daemon.sidecar.token_route import identify
 from daemon.telemetry.token_reads import UNKNOWN_PROVIDER
 
@@ -69,8 +59,6 @@ _LARGEST_PIECE = 1024 * 1024
 # A 401 to a token that was just refreshed is not about the token: no further refresh for so long.
 _FRUITLESS_FOR = 60.0
 _REMEMBERED = 4096
-# Each holds a token a second time.
-_REMEMBERED_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,37 +92,16 @@ class ProxyPorts:
 
 @dataclass(slots=True)
 class _Call:
-    """One proxied request on its way; ``way`` is known once it may be sent."""
+    """One proxied request. ``body`` is set where all of it is here."""
 
     request: web.BaseRequest
     connection_id: str
     path: str
     query: str
+    origins: Sequence[str]
     spool: Spool | None
     provider: str = UNKNOWN_PROVIDER
     body: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(slots=True)
-class _Way:
-    """Where one request goes and with which token."""
-
-    entry: Entry
-    provider: Provider
-    values: Mapping[str, str]
-    place: Target
-    url: str
-    """Without the query."""
-
-
-@dataclass(slots=True)
-class _Base:
-    """An ``api_base_url`` for one set of values; ``prefix`` is what paths are put behind."""
-
-    provider: Provider
-    values: Mapping[str, str]
-    place: Target
-    prefix: str
 
 
 class ProxyRoute:
@@ -146,8 +113,14 @@ class ProxyRoute:
         self._timeout = ClientTimeout(
             total=None, connect=self._limits.connect, sock_read=self._limits.idle
         )
-        self._bases: dict[str, _Base] = {}
-        self._tokens: dict[str, tuple[Entry, Added]] = {}
+        self._ways = Ways(
+            cache=ports.cache,
+            reader=ports.reader,
+            providers=ports.providers,
+            values=ports.values,
+            survivor_of=ports.survivor_of,
+            clock=ports.clock,
+        )
         self._fruitless: dict[str, float] = {}
 
     def before_router(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse] | None:
@@ -159,7 +132,8 @@ class ProxyRoute:
         found = split_proxy_path(request.raw_path)
         if found is None:
             return None
-        return self._handle(_Call(request, *found, self._spool(request)))
+        origins = request.headers.getall(_TARGET_HEADER, ())
+        return self._handle(_Call(request, *found, origins, self._spool(request)))
 
     async def _handle(self, call: _Call) -> web.StreamResponse:
         protocol = call.request.protocol
@@ -189,7 +163,7 @@ class ProxyRoute:
         check_query(call.query)
         refuse_token_parameter(call.query, where="query")
         check_headers(request.headers)
-        way = await self._way(call, identity)
+        way = await self._ways.find(call, identity)
         if call.spool is not None:
             await self._take_body(call, call.spool, way.provider)
         response = await self._send(call, way)
@@ -200,42 +174,6 @@ class ProxyRoute:
         except BaseException:
             response.close()
             raise
-
-    async def _way(self, call: _Call, identity: Identity) -> _Way:
-        entry = self._ports.cache.get(call.connection_id)
-        if entry is None or not entry.is_good(self._ports.clock.now().timestamp()):
-            entry = await self._entry(call.connection_id, identity)
-        entry.used = True
-        call.provider = entry.provider
-        provider = self._ports.providers.get(entry.provider)
-        if provider is None:
-            raise provider_not_configured(entry.provider, entry.connection)
-        values = await self._ports.values.of(entry, provider)
-        origins = call.request.headers.getall(_TARGET_HEADER, ())
-        if origins:
-            place = destination(provider, values, origins)
-            return _Way(entry, provider, values, place, prefix_of(place) + call.path)
-        base = self._base(entry, provider, values)
-        url = base.prefix + call.path if call.path else base.place.url
-        return _Way(entry, provider, values, base.place, url)
-
-    async def _entry(self, connection_id: str, identity: Identity) -> Entry:
-        reading = await self._ports.reader.read(connection_id)
-        if reading is None:
-            raise await gone(connection_id, identity, self._ports.survivor_of)
-        return reading.entry
-
-    def _base(self, entry: Entry, provider: Provider, values: Mapping[str, str]) -> _Base:
-        """Return ``api_base_url``, rendered and checked, as long as nothing in it changes."""
-        key = entry.connection if values else provider.name
-        base = self._bases.get(key)
-        if base is None or base.provider is not provider or base.values is not values:
-            if len(self._bases) >= _REMEMBERED:
-                self._bases.clear()
-            place = destination(provider, values, ())
-            base = _Base(provider, values, place, prefix_of(place))
-            self._bases[key] = base
-        return base
 
     async def _take_body(self, call: _Call, spool: Spool, provider: Provider) -> None:
         """Read as much of the body as must be looked at, or is here already."""
@@ -249,9 +187,9 @@ class ProxyRoute:
             refuse_token_parameter(spool.kept.decode("latin-1"), where="form")
         call.body = spool.arrived()
 
-    async def _send(self, call: _Call, way: _Way) -> ClientResponse:
+    async def _send(self, call: _Call, way: Way) -> ClientResponse:
         request, provider = call.request, way.provider
-        extra = self._extra(way)
+        extra = self._ways.additions(way)
         headers = sent_headers(request.headers, extra.headers)
         deadline = Deadline(self._limits.idle)
         body = _body(call, extra, headers, deadline)
@@ -283,20 +221,7 @@ class ProxyRoute:
             raise no_answer(way.place)
         return response
 
-    def _extra(self, way: _Way) -> Added:
-        """Return what is added to a request; where that is the token alone, as made before."""
-        entry, provider = way.entry, way.provider
-        if has_values(provider):
-            return added(provider, way.values, Credential(*entry.token()))
-        known = self._tokens.get(entry.connection)
-        if known is None or known[0] is not entry:
-            if len(self._tokens) >= _REMEMBERED_TOKENS:
-                self._tokens.clear()
-            known = (entry, added(provider, way.values, Credential(*entry.token())))
-            self._tokens[entry.connection] = known
-        return known[1]
-
-    async def _once_more(self, call: _Call, way: _Way, response: ClientResponse) -> ClientResponse:
+    async def _once_more(self, call: _Call, way: Way, response: ClientResponse) -> ClientResponse:
         """Have the token refreshed, once, and send again what can be sent again.
 
         Where no newer token is to be had, or the body is gone, the 401 stays the answer.
@@ -355,7 +280,7 @@ class ProxyRoute:
         )
 
 
-def _url(way: _Way, query: str) -> str:
+def _url(way: Way, query: str) -> str:
     return f"{way.url}{'&' if '?' in way.url else '?'}{query}" if query else way.url
 
 

@@ -226,6 +226,8 @@ class _Views:
             return self._fail(Fault("fields_unusable", detail=str(error)), started)
         except DiscoveryError as error:
             return self._fail(Fault("provider_unavailable", detail=str(error)), started)
+        if location is None:
+            return self._fail(Fault("link_expired"))
         response = see_other(location)
         response.headers.add(hdrs.SET_COOKIE, self._origin.set_cookie(binding))
         return response

@@ -19,7 +19,7 @@ from daemon.sidecar.access import Callers, Identity
 from daemon.sidecar.connection_values import ConnectionValues
 from daemon.sidecar.guard import Guard, connection_id_from
 from daemon.sidecar.proxy_target import host_not_allowed
-from daemon.sidecar.request_values import Credential, added, merged_query, refuse_token_parameter
+from daemon.sidecar.request_values import Credential, added, query_without, refuse_token_parameter
 from daemon.sidecar.routing import Survivor, gone, json_response
 from daemon.sidecar.token_route import identify, outcome_of
 from daemon.telemetry.token_reads import UNKNOWN_PROVIDER, TokenReads
@@ -82,9 +82,11 @@ class RequestRoute:
         path, _, query = place.path.partition("?")
         refuse_token_parameter(query, where="URL's query")
         extra = added(provider, values, Credential(*entry.token()))
-        merged = merged_query(query, extra.query)
+        # What is in query is not in the URL as well: whoever adds the one to the other, as HTTP
+        # libraries do, would send it twice.
+        kept = query_without(query, extra.query)
         return {
-            "url": f"{place.origin}{path}{'?' if merged else ''}{merged}",
+            "url": f"{place.origin}{path}{'?' if kept else ''}{kept}",
             "headers": dict(extra.headers),
             "query": dict(extra.query),
             "body": dict(extra.body),

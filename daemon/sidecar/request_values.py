@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urlencode
@@ -105,9 +105,16 @@ def merged_query(query: str, values: Mapping[str, str]) -> str:
     """
     if not values:
         return query
-    kept = [part for part in query.split("&") if part and _name_of(part) not in values]
+    kept = query_without(query, values)
     new = [f"{quote(name, safe='')}={quote(text, safe='')}" for name, text in values.items()]
-    return "&".join(kept + new)
+    return "&".join([*([kept] if kept else []), *new])
+
+
+def query_without(query: str, names: Collection[str]) -> str:
+    """Return an encoded query without the parameters of these names, the others byte for byte."""
+    if not names:
+        return query
+    return "&".join(part for part in query.split("&") if part and _name_of(part) not in names)
 
 
 def merged_body(body: bytes, content_type: str, values: Mapping[str, Any]) -> tuple[bytes, str]:
@@ -216,16 +223,17 @@ def _merged_json(body: bytes, values: Mapping[str, Any]) -> bytes:
     try:
         # Not orjson: it would refuse or round numbers that an API may take.
         parsed = json.loads(body or b"{}")
+        if isinstance(parsed, dict):
+            merged = _merged(parsed, values)
+            return json.dumps(merged, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise Problem(400, "bad_request", "The body is not well-formed JSON.") from error
-    if not isinstance(parsed, dict):
-        raise Problem(
-            415,
-            "unsupported_media_type",
-            "This provider's request values go into the body too, which must be a JSON object "
-            "for that, as in {}.",
-        )
-    return json.dumps(_merged(parsed, values), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    raise Problem(
+        415,
+        "unsupported_media_type",
+        "This provider's request values go into the body too, which must be a JSON object for "
+        "that, as in {}.",
+    )
 
 
 def _merged(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,10 @@ class Feed:
     def close(self) -> None:
         """End all streams, and open none any more."""
         self._closed = True
+        self.end_all()
+
+    def end_all(self) -> None:
+        """End all streams: whoever is still welcome comes back, with the rights of now."""
         for subscription in tuple(self._audience):
             self._dismiss(subscription)
 

@@ -40,7 +40,7 @@ _LONGEST_SLEEP = 30.0
 _DATABASE_AWAY = 2.0
 _NOT_CONFIGURED = timedelta(hours=1)
 # How long all tokens wait for a host that did not answer one, where it names no time itself.
-_QUIET_FOR = 60.0
+_QUIET_FOR = 5.0
 _QUIET = Answer(
     kind=AnswerKind.LATER,
     error="The provider is left alone for now, as it asked or because it did not answer.",
@@ -48,7 +48,7 @@ _QUIET = Answer(
 # Ten seconds of patience for a person who waits for DELETE (contract 4).
 PATIENCE = 10.0
 
-_SHORTEST_DELAY, _LONGEST_DELAY = 10.0, 6 * 3600.0
+_SHORTEST_DELAY, _LONGEST_DELAY = 5.0, 6 * 3600.0
 # What somebody must correct first is not corrected within seconds.
 _SHORTEST_DELAY_OURS = 600.0
 

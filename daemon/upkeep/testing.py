@@ -2,7 +2,8 @@
 
 The one hard idea: what a refused token means. One that can be refreshed gets a new one and a
 second try; if that is refused too, the API may be wrong, and the connection stays as it is. One
-that cannot be refreshed has ended, before anybody's clock said so.
+that cannot be refreshed, or whose refresh is refused as well, has ended, before anybody's clock
+said so.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from datetime import datetime
 
 import structlog
 
+from daemon.domain.account import verdict
 from daemon.domain.connection import Connection, Failure, TestResult
 from daemon.domain.errors import DiscoveryError, FieldError, Problem, StorageError
 from daemon.domain.provider import Provider, account_scope
@@ -32,6 +34,7 @@ _BATCH = 50
 _CONCURRENCY = 8
 # The grant ended at the provider before its token expired.
 TOKEN_REVOKED = "token_revoked"
+_REAUTHORIZATION_REQUIRED = "reauthorization_required"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +144,8 @@ class ConnectionTests:
             again = await self._read(connection, newer_than=reading.entry.generation)
         except Problem as error:
             # The refresh told what becomes of the connection; the test only that it is refused.
+            if error.code == _REAUTHORIZATION_REQUIRED:
+                await self._end(connection, tenant, reading)
             return _not_refreshed(examined, error)
         if again.entry.generation == reading.entry.generation:
             return examined
@@ -162,8 +167,8 @@ class ConnectionTests:
         """Say that a grant is over whose token is refused and cannot be replaced."""
         parts, now = self._parts, self._parts.clock.now()
         words = (
-            "The provider refused the token before it expired, and gave no refresh token: access "
-            "was revoked there. A person must connect again."
+            "The provider refused the token before it expired, and there is no way to a new one: "
+            "access was revoked there. A person must connect again."
         )
         is_dead = await parts.store.mark_dead(
             connection.id,
@@ -172,7 +177,11 @@ class ConnectionTests:
             now=now,
         )
         if is_dead:
-            parts.events.reauthorization_required(connection.id, tenant.name, cause=TOKEN_REVOKED)
+            if not reading.entry.refreshable:
+                # A refresh that was refused has told so itself.
+                parts.events.reauthorization_required(
+                    connection.id, tenant.name, cause=TOKEN_REVOKED
+                )
             parts.events.revocation_ended(
                 connection.id,
                 tenant.name,
@@ -208,6 +217,8 @@ class ConnectionTests:
                 provider.test, expires_at=connection.expires_at, now=now, chance=parts.chance()
             ),
         )
+        if recorded is not None:
+            result = verdict(account, recorded.connection.account_id) or result
         parts.events.connection_tested(
             connection.id,
             provider.name,

@@ -28,7 +28,7 @@ from daemon.upkeep.testing import ConnectionTests
 log = structlog.get_logger()
 
 # Gauges are as old as this at a scrape; Prometheus' own default interval is a minute.
-_GAUGES = 15
+_GAUGES = 5
 # last_used_at is for people, who do not need it to the second; one statement for all connections.
 _USED = 30
 _PRUNE = 600

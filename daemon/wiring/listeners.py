@@ -104,6 +104,10 @@ class ApiWiring:
     def _settings(self) -> Settings:
         return self._configuration.settings
 
+    def _used_lately(self, connection_id: str) -> bool:
+        entry = self._refreshing.cache.get(connection_id)
+        return entry is not None and entry.used
+
     def _token_route(self) -> TokenRoute:
         return TokenRoute(
             callers=self._callers,
@@ -182,6 +186,7 @@ class ApiWiring:
                 tests=self._upkeep.tests,
                 disconnecting=self._upkeep.disconnecting,
                 changed=self._upkeep.changed,
+                used_lately=self._used_lately,
                 clock=self._world.clock,
             )
         )

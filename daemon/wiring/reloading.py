@@ -89,6 +89,8 @@ class Reloading:
         daemon, settings = self._daemon, found.settings
         daemon.configuration.settings = settings
         daemon.callers.replace(callers, allowed_uids=settings.listen.api.allowed_uids)
+        if "callers" in found.applied:
+            daemon.upkeep.feed.end_all()
         self._logs.apply(settings.log)
         daemon.telemetry.metrics.add_providers(settings.providers)
         daemon.telemetry.reads.add_providers(settings.providers)

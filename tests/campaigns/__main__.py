@@ -9,24 +9,110 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.campaigns import databases, herd
 from tests.campaigns.kill import KillCampaign
-from tests.support.postgres import running_cluster
+from tests.campaigns.race import Plan, RaceCampaign
+from tests.support.postgres import Cluster, running_cluster
 
 
 def main() -> int:
     """Run the campaign; 1 where a received token was lost or a token was sent twice."""
+    arguments = _arguments()
+    campaigns = {"kill": _kill, "race": _race, "database": _database, "herd": _herd}
+    campaign = campaigns[arguments.campaign]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        running_cluster(Path(directory) / "postgres") as cluster,
+    ):
+        is_well = asyncio.run(campaign(Path(directory) / "daemon", cluster, arguments))
+    return 0 if is_well else 1
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns")
-    parser.add_argument("campaign", choices=["kill"])
-    parser.add_argument("--kills", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, running_cluster(Path(directory)) as cluster:
-        campaign = KillCampaign(
-            Path(directory) / "daemon", cluster.create_database(), seed=arguments.seed
-        )
-        report = asyncio.run(campaign.run(arguments.kills))
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
+    campaigns = parser.add_subparsers(dest="campaign", required=True)
+    kill = campaigns.add_parser("kill", parents=[common], help="SIGKILL at random moments")
+    kill.add_argument("--kills", type=int, default=300)
+    race = campaigns.add_parser("race", parents=[common], help="replicas refresh the same at once")
+    race.add_argument("--replicas", type=int, default=10)
+    race.add_argument("--connections", type=int, default=200)
+    race.add_argument("--rounds", type=int, default=10)
+    race.add_argument("--paused", type=int, default=0, help="replicas stopped in the middle")
+    race.add_argument("--pause", type=float, default=124.0, help="for so many seconds")
+    race.add_argument(
+        "--request-timeout", type=int, default=30, help="claims last 60 s more than two"
+    )
+    race.add_argument("--lifetime", type=int, default=3600, help="of access tokens, in seconds")
+    database = campaigns.add_parser("database", parents=[common], help="faults of PostgreSQL")
+    database.add_argument("--step", type=int, default=1, help="sweep every so-many-th point")
+    database.add_argument("--failovers", type=int, default=5, help="of each kind")
+    database.add_argument("--stops", type=int, default=200)
+    database.add_argument("--disconnects", type=int, default=1000)
+    herds = campaigns.add_parser("herd", parents=[common], help="tokens that end at one moment")
+    herds.add_argument("--connections", type=int, default=10_000)
+    herds.add_argument("--rate", type=int, default=200, help="token requests a second")
+    herds.add_argument("--callers", type=int, default=10_000, help="of one token")
+    return parser.parse_args()
+
+
+async def _kill(directory: Path, cluster: Cluster, arguments: argparse.Namespace) -> bool:
+    campaign = KillCampaign(directory, cluster.create_database(), seed=arguments.seed)
+    report = await campaign.run(arguments.kills)
+    _say(report)
+    return not (report.lost or report.reused)
+
+
+async def _race(directory: Path, cluster: Cluster, arguments: argparse.Namespace) -> bool:
+    plan = Plan(
+        replicas=arguments.replicas,
+        connections=arguments.connections,
+        rounds=arguments.rounds,
+        paused=arguments.paused,
+        pause=arguments.pause,
+        request_timeout=arguments.request_timeout,
+        seed=arguments.seed,
+        lifetime=arguments.lifetime,
+    )
+    books = await RaceCampaign(directory, cluster.create_database(), plan).run()
+    _say(f"{plan}\n{books}")
+    return not books.faults
+
+
+async def _database(directory: Path, cluster: Cluster, arguments: argparse.Namespace) -> bool:
+    are_well = []
+    async for text, is_well in databases.everything(
+        directory,
+        cluster,
+        seed=arguments.seed,
+        step=arguments.step,
+        failovers=arguments.failovers,
+        stops=arguments.stops,
+        disconnects=arguments.disconnects,
+    ):
+        _say(text)
+        are_well.append(is_well)
+    return all(are_well)
+
+
+async def _herd(directory: Path, cluster: Cluster, arguments: argparse.Namespace) -> bool:
+    are_well = []
+    async for findings in herd.everything(
+        directory,
+        (cluster.create_database(), cluster.create_database()),
+        connections=arguments.connections,
+        rate=arguments.rate,
+        callers=arguments.callers,
+    ):
+        _say(findings)
+        are_well.append(not findings.faults)
+    return all(are_well)
+
+
+def _say(report: object) -> None:
     sys.stdout.write(f"{report}\n")
-    return 1 if report.lost or report.reused else 0
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -231,6 +231,43 @@ async def test_a_reconnect_as_somebody_else(stage: AuthorizationStage) -> None:
     )
 
 
+async def test_what_was_refused_is_never_stored_later(stage: AuthorizationStage) -> None:
+    """A17: a journal that still has the reply does not know whose it is; the store does."""
+    await stage.add(pending())
+    await stored(stage, completion())
+    await refused(stage, completion(mark="2", account=OTTO))
+    told = await stage.told()
+    replayed = completion(mark="2", account=None, only_after=1)
+    answer = await refused(stage, replayed)
+    assert answer.reason is NotStoredReason.OTHER_ACCOUNT
+    assert await stage.tokens("acme-1") == tokens("1")
+    assert await stage.revoked() == [("acme-1", "refresh 2"), ("acme-1", "access 2")]
+    assert await stage.told() == told
+    # The same token at another time is another reply.
+    again = replace(replayed, tokens=tokens("2", after=9))
+    assert (await stored(stage, again)).connection.generation == 2
+
+
+@pytest.mark.parametrize("revokes", [True, False])
+async def test_a_reconnect_that_does_not_say_whose_it_is(
+    stage: AuthorizationStage, *, revokes: bool
+) -> None:
+    """A17: asked and not told, nothing changes; it may be the same grant, so that is spared."""
+    await stage.add(pending())
+    await stored(stage, completion())
+    before = await stage.get("acme-1")
+    withheld = Account(is_withheld=True)
+    wanted = completion(mark="2", account=withheld, revokes_replaced=revokes)
+    answer = await refused(stage, wanted)
+    assert answer == NotStored(reason=NotStoredReason.ACCOUNT_UNKNOWN)
+    assert await stage.get("acme-1") == before
+    assert await stage.tokens("acme-1") == tokens("1")
+    expected = [("acme-1", "refresh 2"), ("acme-1", "access 2")] if revokes else []
+    assert await stage.revoked() == expected
+    await stage.add(pending("acme-2"))
+    assert (await stored(stage, completion("acme-2", "3", withheld))).connection.account_id is None
+
+
 async def test_another_tenant_is_another_account(stage: AuthorizationStage) -> None:
     """Account 1 of another region that a person chose is refused."""
     await stage.add(pending())
@@ -260,7 +297,7 @@ async def test_an_account_that_is_connected_already(stage: AuthorizationStage) -
     newer = pending("acme-2", metadata={"plan": "b"}, requested_scopes=("read", "write"))
     await stage.add(newer)
     await stage.store.add_ticket(ticket("acme-2"))
-    await stage.store.begin(transaction("acme-2"))
+    assert await stage.store.begin(transaction("acme-2"), ticket_hash=b"t" * 32)
     answer = await stored(
         stage, completion("acme-2", "2", replace(ANNA, label="Anna B."), fields={"region": "us"})
     )
@@ -448,7 +485,8 @@ async def test_a_consumed_transaction_knows_its_connection(stage: AuthorizationS
     await stored(stage, completion())
     await stage.disconnect("acme-1")
     begun = transaction("acme-1")
-    await stage.store.begin(begun)
+    assert await stage.store.add_ticket(ticket("acme-1"))
+    assert await stage.store.begin(begun, ticket_hash=b"t" * 32)
     consumed = await stage.store.consume(begun.state_hash)
     assert consumed == replace(begun, generation=1, epoch=1)
     assert consumed.fields == {"region": "eu"}
@@ -458,8 +496,9 @@ async def test_a_disconnect_ends_what_was_begun(stage: AuthorizationStage) -> No
     """Tickets and transactions of before are worth nothing."""
     await stage.add(pending())
     await stage.store.add_ticket(ticket("acme-1"))
-    await stage.store.begin(transaction("acme-1"))
+    assert await stage.store.begin(transaction("acme-1"), ticket_hash=b"t" * 32)
     await stage.disconnect("acme-1")
+    assert not await stage.store.begin(transaction("acme-1"), ticket_hash=b"t" * 32)
     assert await stage.store.ticket(b"t" * 32, now=START) is None
     assert await stage.store.consume(b"s" * 32) is None
 
@@ -491,3 +530,13 @@ def transaction(name: str) -> PendingAuthorization:
         expires_at=START + timedelta(minutes=10),
         fields={"region": "eu"},
     )
+
+
+async def test_a_ticket_begins_what_it_was_made_for(stage: AuthorizationStage) -> None:
+    """Not another connection's authorization, and nothing once its connection is gone."""
+    await stage.add(pending())
+    await stage.add(pending("acme-2"))
+    assert await stage.store.add_ticket(ticket("acme-1"))
+    assert not await stage.store.begin(transaction("acme-2"), ticket_hash=b"t" * 32)
+    assert not await stage.store.begin(transaction("acme-1"), ticket_hash=b"u" * 32)
+    assert not await stage.store.add_ticket(replace(ticket("nobody"), ticket_hash=b"n" * 32))

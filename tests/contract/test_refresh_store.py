@@ -86,7 +86,7 @@ async def test_only_the_claims_own_attempt_settles(stage: Stage) -> None:
     await add(stage, "a")
     claim = await claimed(stage)
     before = await stage.stored("a")
-    assert await settle(stage, replace(renewal(claim), attempt="another")) == [Settled.SUPERSEDED]
+    assert await settle(stage, replace(renewal(claim), attempt="another")) == [Settled.UNCLAIMED]
     stale = replace(failure(claim, stage), attempt="another")
     assert await settle(stage, stale) == [Settled.SUPERSEDED]
     assert await stage.stored("a") == before
@@ -108,7 +108,7 @@ async def test_each_settlement_of_a_group_has_its_answer(stage: Stage) -> None:
     )
     assert answers == [
         Settled.STORED,
-        Settled.SUPERSEDED,
+        Settled.UNCLAIMED,
         Settled.DISCONNECTED,
         Settled.STORED,
     ]
@@ -182,7 +182,7 @@ async def test_a_resend_knows_that_it_is_one(stage: Stage) -> None:
     assert resend.was_in_doubt
     assert (resend.failures, resend.status) == (1, Status.FAILING)
     assert resend.attempt != first.attempt
-    assert await settle(stage, renewal(first)) == [Settled.SUPERSEDED]
+    assert await settle(stage, renewal(first)) == [Settled.UNCLAIMED]
     assert await settle(stage, renewal(resend)) == [Settled.STORED]
     assert (await stage.stored("a")).status is Status.ACTIVE
 

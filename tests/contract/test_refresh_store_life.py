@@ -109,7 +109,7 @@ async def test_only_what_came_too_late_is_revoked(stage: Stage) -> None:
     assert await settle(stage, late(one), late(two), superseded) == [
         Settled.DISCONNECTED,
         Settled.STORED,
-        Settled.SUPERSEDED,
+        Settled.UNCLAIMED,
     ]
     assert await stage.queued() == LATE
 
@@ -188,7 +188,7 @@ async def test_what_is_not_stored_is_not_recorded(stage: Stage) -> None:
     await add(stage, "a")
     claim = await claimed(stage)
     stale = replace(told(renewal(claim), EventType.REFRESHED), attempt="another")
-    assert await settle(stage, stale) == [Settled.SUPERSEDED]
+    assert await settle(stage, stale) == [Settled.UNCLAIMED]
     assert await stage.history("a") == []
     assert await stage.queued() == []
 

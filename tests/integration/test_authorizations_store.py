@@ -183,7 +183,8 @@ async def test_a_ticket_lives_until_its_time(stores: Stores) -> None:
 async def test_a_transaction_comes_back_once(stores: Stores, verifier: str | None) -> None:
     """A transaction is returned as it was begun, and then it is gone."""
     begun = replace(TRANSACTION, code_verifier=verifier)
-    await stores.authorizations.begin(begun)
+    await stores.authorizations.add_ticket(TICKET)
+    assert await stores.authorizations.begin(begun, ticket_hash=TICKET.ticket_hash)
     assert "canary" not in str(await stores.database.fetch("SELECT * FROM authorizations"))
     assert await stores.authorizations.consume(begun.state_hash) == begun
     assert await stores.authorizations.consume(begun.state_hash) is None
@@ -191,7 +192,8 @@ async def test_a_transaction_comes_back_once(stores: Stores, verifier: str | Non
 
 async def test_one_consumer_wins(stores: Stores) -> None:
     """Of twenty who present the same state at once exactly one receives the transaction."""
-    await stores.authorizations.begin(TRANSACTION)
+    await stores.authorizations.add_ticket(TICKET)
+    assert await stores.authorizations.begin(TRANSACTION, ticket_hash=TICKET.ticket_hash)
     answers = await asyncio.gather(
         *(stores.authorizations.consume(TRANSACTION.state_hash) for _ in range(20))
     )
@@ -201,7 +203,8 @@ async def test_one_consumer_wins(stores: Stores) -> None:
 async def test_a_verifier_belongs_to_its_connection(stores: Stores) -> None:
     """A sealed verifier that was moved to another connection's transaction does not open."""
     await stores.connections.create(replace(PENDING, id="acme-2"), None, due_at=None)
-    await stores.authorizations.begin(TRANSACTION)
+    await stores.authorizations.add_ticket(TICKET)
+    assert await stores.authorizations.begin(TRANSACTION, ticket_hash=TICKET.ticket_hash)
     await stores.database.execute("UPDATE authorizations SET connection_id = 'acme-2'")
     with pytest.raises(DecryptionError):
         await stores.authorizations.consume(TRANSACTION.state_hash)
@@ -369,6 +372,23 @@ async def test_an_account_that_is_taken_every_time(stores: Stores) -> None:
     assert shown.status is Status.PENDING
 
 
+async def test_disconnecting_and_beginning_at_once(stores: Stores) -> None:
+    """Whoever waits for the other: after a disconnect no transaction of before is left."""
+    for round_ in range(15):
+        name, secret = f"race-{round_}", bytes([round_]) * 32
+        await stores.connections.create(replace(PENDING, id=name), None, due_at=None)
+        ticket = replace(TICKET, ticket_hash=secret, connection_id=name)
+        await stores.authorizations.add_ticket(ticket)
+        begun = replace(TRANSACTION, state_hash=secret, connection_id=name)
+        await asyncio.gather(
+            stores.authorizations.begin(begun, ticket_hash=secret),
+            stores.connections.disconnect(
+                name, initiator=Initiator.CALLER, now=START, revoke=True, purge=False
+            ),
+        )
+        assert await stores.authorizations.consume(secret) is None, round_
+
+
 async def test_disconnecting_and_completing_at_once(stores: Stores) -> None:
     """A disconnect wins every race with a code that was spent before it, and all tokens go."""
     for round_ in range(15):
@@ -426,7 +446,9 @@ async def test_pruning(stores: Stores) -> None:
     await store.add_ticket(
         replace(TICKET, ticket_hash=b"u" * 32, expires_at=START + timedelta(hours=1))
     )
-    await store.begin(replace(TRANSACTION, connection_id="acme-2"))
+    await store.add_ticket(replace(TICKET, ticket_hash=b"v" * 32, connection_id="acme-2"))
+    begun = replace(TRANSACTION, connection_id="acme-2")
+    assert await store.begin(begun, ticket_hash=b"v" * 32)
     assert await store.prune(now=START) == []
     concerned = await store.prune(now=START + timedelta(minutes=11))
     assert sorted(concerned) == ["acme-1", "acme-2"]

@@ -258,11 +258,21 @@ async def test_a_test_finds_an_account_that_another_has(life: Life) -> None:
 
 
 async def test_a_test_of_somebody_elses_token(life: Life) -> None:
-    """A stored account is never replaced by a test."""
+    """A stored account is never replaced by a test, nor named by somebody else's reply."""
     await life.add()
     await life.tested("acme-1", ANNA)
-    recorded = await life.tested("acme-1", replace(ANNA, account_id="otto"))
-    assert (recorded.conflict, recorded.connection.account_id) == (None, "anna")
+    otto = replace(ANNA, account_id="otto", label="Otto", reply_values={"me.id": "otto"})
+    after = await life.tested("acme-1", otto)
+    shown = after.connection
+    assert (after.conflict, shown.account_id, shown.label) == (None, "anna", "Anna")
+    assert shown.reply_values == {}
+    assert shown.last_test is not None
+    assert shown.last_test.error is not None
+    assert (shown.last_test.ok, shown.last_test.error.code) == (False, "other_account")
+    assert (await life.told())[-1] == (
+        EventType.TESTED,
+        {"ok": False, "status": 200, "code": "other_account"},
+    )
 
 
 async def test_tests_of_one_account_at_once(life: Life) -> None:
@@ -328,7 +338,7 @@ async def test_a_dead_grant(life: Life) -> None:
     assert not await dead(life)
     shown = await life.get()
     assert (shown.status, shown.last_error) == (Status.REAUTHORIZATION_REQUIRED, FAILURE)
-    assert shown.refresh_at is None
+    assert (shown.refresh_at, shown.expires_at) == (None, LATER)
     assert await life.refreshes.count_due(now=TOMORROW) == 0
     assert await life.connections.claim_tests(now=TOMORROW, limit=9) == []
     detail = {"cause": "revoked", "generation": 1}
@@ -336,6 +346,29 @@ async def test_a_dead_grant(life: Life) -> None:
         (EventType.REVOKED_AT_PROVIDER, detail),
         (EventType.REAUTHORIZATION_REQUIRED, detail),
     ]
+
+
+async def test_a_grant_that_a_refresh_found_dead_before(life: Life) -> None:
+    """The refresh's words stay; that the token is refused as well is told once, and ends it."""
+    await life.add()
+    claim = await life.claimed()
+    words = replace(FAILURE, code="invalid_grant")
+    refused = replace(
+        renewal(claim),
+        tokens=None,
+        state=ClaimState.IDLE,
+        status=Status.REAUTHORIZATION_REQUIRED,
+        last_error=words,
+    )
+    assert await life.refreshes.settle([refused], now=LATER) == [Settled.STORED]
+    assert (await life.get()).expires_at != LATER
+    assert await dead(life)
+    assert not await dead(life)
+    shown = await life.get()
+    assert (shown.status, shown.last_error) == (Status.REAUTHORIZATION_REQUIRED, words)
+    assert shown.expires_at == LATER
+    detail = {"cause": "revoked", "generation": 1}
+    assert (await life.told())[-1] == (EventType.REVOKED_AT_PROVIDER, detail)
 
 
 async def test_a_grant_that_has_moved_on_is_not_dead(life: Life) -> None:

@@ -162,11 +162,11 @@ async def test_other_refusals_have_the_same_shape(api: ApiStage) -> None:
     """Also what other routes answer with a problem is an OAuth error here."""
     key = basic(KEYS["tokens"])
     unknown = await api.ask("POST", PATH.replace("acme-1", "acme-9"), form=REFRESH)
-    assert (unknown.status, unknown.body["error"]) == (404, "invalid_grant")
+    assert (unknown.status, unknown.body["error"]) == (400, "invalid_grant")
     hidden = await api.ask(
         "POST", PATH.replace("acme-1", "other-1"), key=None, form=REFRESH, headers=key
     )
-    assert (hidden.status, hidden.body["error"]) == (404, "invalid_grant")
+    assert (hidden.status, hidden.body["error"]) == (400, "invalid_grant")
     reader = await ask(api, REFRESH, headers=basic(KEYS["reader"]))
     assert (reader.status, reader.body["error"]) == (400, "unauthorized_client")
     json = await api.ask("POST", PATH, body=REFRESH)

@@ -282,3 +282,27 @@ async def test_more_in_flight_than_a_segment_holds(tmp_path: Path) -> None:
                 pass
         assert len(segment_files(tmp_path / "journal")) <= before + 1
     await journal.close()
+
+
+async def test_what_is_settled_is_still_there_for_a_day(tmp_path: Path) -> None:
+    """Newest first, over segments and restarts, the last of one attempt, nothing discarded."""
+    journal = journal_in(tmp_path, size=RESERVATION)
+    journal.open()
+    body = replace(ENTRY.reply, body=b"x" * 9000)
+    for number in range(20):
+        await journal.keep(replace(ENTRY, attempt=f"attempt-{number}", generation=number))
+        again = replace(ENTRY, attempt=f"attempt-{number}", generation=number, reply=body)
+        await journal.keep(again)
+        if number != 19:
+            await journal.settled(f"attempt-{number}", stored=number % 2 == 0)
+    expected = [19, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0]
+    kept = [entry async for entry in journal.replies()]
+    assert [entry.generation for entry in kept] == expected
+    assert all(entry.reply == body for entry in kept)
+    await journal.close()
+    assert len(segment_files(tmp_path / "journal")) > 2
+
+    reopened = journal_in(tmp_path)
+    assert [entry.generation for entry in reopened.open()] == [19]
+    assert [entry.generation async for entry in reopened.replies()] == expected
+    await reopened.close()

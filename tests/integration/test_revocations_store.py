@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from daemon.domain.revocation import Initiator, RevocationQueue
+from daemon.domain.revocation import GIVE_UP_AFTER, Initiator, RevocationQueue
 from daemon.domain.tokens import TokenSet
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.postgres import Database
@@ -148,3 +148,16 @@ async def test_what_does_not_decrypt_stays_and_holds_up_nobody(
         assert "cannot be decrypted" in row["last_error"]
         assert "canary" not in row["last_error"]
         assert row["next_at"] > START + HOLD
+
+
+async def test_what_does_not_decrypt_is_kept_no_longer_than_the_rest(
+    queue: PostgresRevocations, database: Database
+) -> None:
+    """No token stays for ever because its key does not come back."""
+    await queue.queue(of(TOKENS, "acme-1"), now=START)
+    await database.execute("UPDATE revocations SET token = 'x'")
+    late = START + GIVE_UP_AFTER
+    assert await queue.claim(now=late - HOLD, hold=HOLD, limit=10) == []
+    assert await queue.count("acme-1") == 2
+    assert await queue.claim(now=late + timedelta(hours=1), hold=HOLD, limit=10) == []
+    assert await queue.count("acme-1") == 0

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random  # noqa: TID251 - a simulation's chance is its seed
+import warnings
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, cast
 
 _T = TypeVar("_T")
@@ -23,15 +25,19 @@ _MOST_STEPS = 400_000
 
 
 class Life:
-    """One process, from its start to its end. ``steps`` counts the callbacks it has run."""
+    """One process, from its start to its end.
+
+    ``steps`` counts the callbacks it has run; ``on_halt`` is called instead of the one that would
+    be number ``halts_at``.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_alive = True
-        self.is_stopped = False
+        self.is_running = True
         self.steps = 0
-        self.dies_at: int | None = None
-        self.on_death: Callable[[], None] = lambda: None
+        self.halts_at: int | None = None
+        self.on_halt: Callable[[], None] = lambda: None
         self.parked: list[Callback] = []
         self.jobs: list[Job] = []
 
@@ -46,17 +52,16 @@ OWNER: ContextVar[Life | None] = ContextVar("OWNER", default=None)
 
 
 class Callback:
-    """What is to run, and when it may (``asyncio.TimerHandle`` as far as asyncio looks at it)."""
+    """What is to run (``asyncio.Handle`` as far as asyncio looks at it)."""
 
-    __slots__ = ("args", "call", "context", "is_cancelled", "life", "when")
+    __slots__ = ("args", "call", "context", "is_cancelled", "life")
 
     def __init__(
-        self, call: Callable[..., object], args: tuple[object, ...], context: Context, when: float
+        self, call: Callable[..., object], args: tuple[object, ...], context: Context
     ) -> None:
         self.call = call
         self.args = args
         self.context = context
-        self.when = when
         self.life = context.get(OWNER)
         self.is_cancelled = False
 
@@ -67,10 +72,6 @@ class Callback:
     def cancelled(self) -> bool:
         """Tell whether it will not run."""
         return self.is_cancelled
-
-    def is_void(self) -> bool:
-        """Tell whether it never runs."""
-        return self.is_cancelled or (self.life is not None and not self.life.is_alive)
 
 
 class Job:
@@ -99,6 +100,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._now = 0.0
         self._tasks: list[asyncio.Task[Any]] = []
         self._is_closed = False
+        self._is_ended = False
         self.steps = 0
         self.errors: list[str] = []
 
@@ -155,8 +157,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
     ) -> asyncio.Handle:
         """Run it at a moment of the seed's choice, before time passes."""
-        made = Callback(callback, args, copy_context() if context is None else context, self._now)
-        self._add(made)
+        made = Callback(callback, args, copy_context() if context is None else context)
+        if not self._is_closed:
+            self._add(made)
         return cast("asyncio.Handle", made)
 
     def call_later(
@@ -177,7 +180,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Run it at a time."""
-        made = Callback(callback, args, copy_context() if context is None else context, when)
+        made = Callback(callback, args, copy_context() if context is None else context)
         if not self._is_closed:
             self._order += 1
             heapq.heappush(self._timers, (when, self._order, made))
@@ -211,11 +214,11 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def stop(self, life: Life) -> None:
         """Let a process stand still, as SIGSTOP does; its deadlines go on."""
-        life.is_stopped = True
+        life.is_running = False
 
     def resume(self, life: Life, *, slept: float = 0.0) -> None:
         """Let it go on. ``slept``: seconds in which its timers have stood still, too."""
-        life.is_stopped = False
+        life.is_running = True
         parked, life.parked = life.parked, []
         if slept > 0:
             self._shift(life, parked, slept)
@@ -224,20 +227,21 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def kill(self, life: Life) -> None:
         """End a process between two callbacks."""
-        life.is_alive = False
+        life.is_alive = life.is_running = False
         life.parked.clear()
 
-    def run(self, until: float, condition: Callable[[], bool] = lambda: False) -> bool:
-        """Run until a time or until ``condition`` holds; tell whether it does."""
+    def run(self, until: float, condition: Callable[[], bool] = lambda: False) -> None:
+        """Run until a time, until ``condition`` holds (at a moment of rest), or until ``end``."""
         asyncio._set_running_loop(self)
         try:
-            while not condition():
-                if not self._advance(until):
-                    return condition()
+            while not self._is_ended and self._advance(until, condition):
                 self._step()
-            return True
         finally:
             asyncio._set_running_loop(None)
+
+    def end(self) -> None:
+        """Let ``run`` return after the callback that runs now."""
+        self._is_ended = True
 
     def close(self) -> None:
         """End the run: what is not done never will be."""
@@ -255,33 +259,38 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def _add(self, made: Callback) -> None:
         life = made.life
-        if self._is_closed or made.is_void():
-            return
-        if life is not None and life.is_stopped:
-            life.parked.append(made)
-        else:
+        if life is None or life.is_running:
             self._ready.append(made)
+        elif life.is_alive:
+            life.parked.append(made)
 
-    def _advance(self, until: float) -> bool:
+    def _advance(self, until: float, condition: Callable[[], bool]) -> bool:
         """Let time pass to the next callback; tell whether there is one by ``until``."""
-        timers = self._timers
-        while timers and (timers[0][2].is_cancelled or timers[0][0] <= self._now):
-            _, _, due = heapq.heappop(timers)
-            self._add(due)
-        while not self._ready:
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][0] <= self._now:
+            self._due(heapq.heappop(timers)[2])
+        if ready:
+            return True
+        if condition():
+            return False
+        while not ready:
             if not timers or timers[0][0] > until:
                 self._now = max(self._now, until)
                 return False
-            when, _, due = heapq.heappop(timers)
-            if not due.is_void():
+            when, _, made = heapq.heappop(timers)
+            if not made.is_cancelled:
                 self._now = when
-                self._add(due)
+                self._due(made)
         return True
+
+    def _due(self, made: Callback) -> None:
+        if not made.is_cancelled:
+            self._add(made)
 
     def _step(self) -> None:
         ready = self._ready
         place = int(self._chance.random() * len(ready))
-        if not self._is_scrambled:
+        if not self._is_scrambled and place > 0:
             life = ready[place].life
             place = next(i for i, one in enumerate(ready) if one.life is life)
         made = ready.pop(place)
@@ -294,15 +303,15 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         made.context.run(made.call, *made.args)
 
     def _may_run(self, life: Life, made: Callback) -> bool:
-        if not life.is_alive:
-            return False
-        if life.is_stopped:
-            life.parked.append(made)
+        if not life.is_running:
+            if life.is_alive:
+                life.parked.append(made)
             return False
         life.steps += 1
-        if life.dies_at is not None and life.steps >= life.dies_at:
-            life.on_death()
-            return False
+        if life.halts_at is not None and life.steps >= life.halts_at:
+            life.halts_at = None
+            life.on_halt()
+            return self._may_run(life, made)
         return True
 
     def _shift(self, life: Life, parked: list[Callback], slept: float) -> None:
@@ -317,12 +326,11 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def _work(self, life: Life) -> None:
         job = life.jobs[0]
+        answer: Callable[[], object]
         try:
-            result = job.work()
+            answer = partial(job.future.set_result, job.work())
         except OSError as error:
-            answer: Callable[[], object] = lambda: job.future.set_exception(error)
-        else:
-            answer = lambda: job.future.set_result(result)
+            answer = partial(job.future.set_exception, error)
         job.is_done = True
         self.call_later(self._chance.uniform(0.0, 0.002), self._worked, life, job, answer)
 
@@ -338,7 +346,8 @@ def _end(task: asyncio.Task[Any]) -> None:
     """Let a task that will never be done go without a word."""
     task._log_destroy_pending = False  # type: ignore[attr-defined] # it is no mistake here
     coroutine = task.get_coro()
-    # Its ``finally`` runs now, when nothing hears it any more; what it raises means nothing.
-    with suppress(Exception):
+    # Its ``finally`` runs now, when nothing hears it any more; what it raises means nothing, nor
+    # that a task before its first step has never awaited what it was given.
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):
         if coroutine is not None:
             coroutine.close()

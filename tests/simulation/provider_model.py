@@ -6,18 +6,20 @@ where the profile does not excuse it ends the family, its access tokens with it.
 
 from __future__ import annotations
 
-import random  # noqa: TID251 - a simulation's chance is its seed
 from dataclasses import dataclass, field
 
 from daemon.domain.provider import RotationKind
+from tests.simulation.loop import Life
+from tests.simulation.machines import Machine
 
 
 @dataclass(eq=False, kw_only=True)
 class Reply:
     """One token reply and what became of it; ``spent`` is the refresh token that it answers.
 
-    ``kept_on`` is the disk that has it for certain; ``is_doubtful`` tells that a disk was asked to
-    keep it and never said whether it did. ``was_stored`` tells that the database had it once.
+    ``kept_on`` is the machine whose disk has it for certain, on its volume ``kept_volume``;
+    ``is_pending`` tells that the journal there has not been told to forget it. ``was_stored`` tells
+    that the database had it once, ``sent_error`` how wrong the sender's wall clock was.
     """
 
     number: int
@@ -28,21 +30,28 @@ class Reply:
     lifetime: float
     made_at: float
     is_delivered: bool = False
+    received_by: Life | None = None
     delivered_at_step: int = -1
     keeping_at_step: int = -1
-    attempt: str = ""
     generation: int = 0
     epoch: int = 0
-    kept_on: object | None = None
+    sent_error: float = 0.0
+    kept_on: Machine | None = None
+    kept_volume: int = 0
+    is_pending: bool = False
     is_refused_by_disk: bool = False
     was_stored: bool = False
     is_rolled_back: bool = False
-    lost_with_its_volume: bool = False
 
     @property
     def expires_at(self) -> float:
         """Return the true time of the access token's end."""
         return self.made_at + self.lifetime
+
+    @property
+    def is_in_database(self) -> bool:
+        """Tell whether the database has had it and has not forgotten it."""
+        return self.was_stored and not self.is_rolled_back
 
 
 @dataclass(eq=False, kw_only=True)
@@ -102,8 +111,7 @@ class Profile:
 class ProviderModel:
     """All families of all profiles."""
 
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
+    def __init__(self) -> None:
         self._count = 0
         self.families: list[Family] = []
         self.by_token: dict[str, Family] = {}

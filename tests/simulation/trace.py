@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from hashlib import blake2b
+from typing import NoReturn
+
+from tests.simulation.loop import SimulatedLoop
 
 
 class ViolationError(AssertionError):
@@ -16,21 +18,31 @@ class ViolationError(AssertionError):
 
 
 class Trace:
-    """The lines of one run. ``met`` counts faults, branches and excuses by name."""
+    """The lines of one run. ``met`` counts faults, branches and excuses by name;
+    ``violation`` is the first one found."""
 
-    def __init__(self, now: Callable[[], float], steps: Callable[[], int]) -> None:
+    def __init__(self, loop: SimulatedLoop) -> None:
         self.lines: list[str] = []
         self.met: Counter[str] = Counter()
-        self._now = now
-        self._steps = steps
+        self.violation: ViolationError | None = None
+        self._loop = loop
 
     def tell(self, who: str, what: str) -> None:
         """Add a line."""
-        self.lines.append(f"{self._now():12.6f} {self._steps():6d} {who:10s} {what}")
+        self.lines.append(f"{self._loop.time():12.6f} {self._loop.steps:6d} {who:10s} {what}")
 
     def count(self, name: str) -> None:
         """Count that something was met."""
         self.met[name] += 1
+
+    def fail(self, obligation: str, what: str) -> NoReturn:
+        """End the run: an obligation does not hold. The code under test may catch what is raised."""
+        error = ViolationError(obligation, what)
+        if self.violation is None:
+            self.violation = error
+            self.tell("VIOLATION", str(error))
+            self._loop.end()
+        raise error
 
     def digest(self) -> str:
         """Return what two equal runs have in common, and nothing else."""

@@ -227,6 +227,7 @@ class _World:
             tests=self.tests,
             disconnecting=self.disconnecting,
             changed=stage.changed.append,
+            used_lately=lambda _: False,
             clock=self.clock,
         )
         drop_in = DropInParts(

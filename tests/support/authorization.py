@@ -222,6 +222,7 @@ class Flow:
     exchange: CodeExchange | None = None
     examiner: ScriptedExaminer = field(default_factory=ScriptedExaminer)
     may_see: set[str] = field(default_factory=set)
+    blind: set[str] = field(default_factory=set)
     merges_asked: list[tuple[str, str]] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     history: list[NewEvent] = field(default_factory=list)
@@ -276,7 +277,7 @@ class Flow:
 
     def _may_merge(self, caller: str, other: str) -> bool:
         self.merges_asked.append((caller, other))
-        return other in self.may_see
+        return other in self.may_see and caller not in self.blind
 
     async def spawn(self, work: Coroutine[Any, Any, _T], /) -> _T:
         """Run ``work`` so that cancelling the caller leaves it alone, as the owner's does."""
@@ -299,15 +300,16 @@ class Flow:
         connection: Connection = PENDING,
         fields: Mapping[str, str] | None = None,
         return_url: str | None = None,
+        caller: str = "billing",
     ) -> tuple[str, str]:
         """Start a transaction; return its state and the browser's binding."""
-        ticket, _ = self.authorizer.new_ticket(
-            connection.id, caller="billing", return_url=return_url
-        )
+        ticket, _ = self.authorizer.new_ticket(connection.id, caller=caller, return_url=return_url)
+        self.store.tickets[ticket.ticket_hash] = ticket
         binding = new_secret(self.entropy)
         url = await self.authorizer.begin(
             ticket, connection, provider, binding, fields=fields or {}
         )
+        assert url is not None
         return query_of(url)["state"], binding
 
 

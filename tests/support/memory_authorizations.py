@@ -14,7 +14,15 @@ from daemon.domain.authorization import (
     StoredAuthorization,
     Ticket,
 )
-from daemon.domain.completion import Held, Kept, Refused, Repeated, authorized_detail, decide
+from daemon.domain.completion import (
+    Held,
+    Kept,
+    Refused,
+    Repeated,
+    authorized_detail,
+    decide,
+    is_same_reply,
+)
 from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.history import DetailValue, EventType
@@ -41,6 +49,7 @@ class MemoryAuthorizations:
         self.account_scopes: dict[str, str] = {}
         self.labels_set: set[str] = set()
         self.merged: dict[str, str] = {}
+        self.refused: list[tuple[str, TokenSet, NotStored]] = []
         self.revoked: list[tuple[str, TokenSet]] = []
         self.recorded: list[tuple[str, EventType, dict[str, DetailValue]]] = []
         self.is_away = False
@@ -48,10 +57,13 @@ class MemoryAuthorizations:
         self.interruptions = 0
         self.calls: list[str] = []
 
-    async def add_ticket(self, ticket: Ticket) -> None:
-        """Store a ticket."""
+    async def add_ticket(self, ticket: Ticket) -> bool:
+        """Store a ticket; ``False`` where its connection is gone."""
         self._called("add_ticket")
+        if ticket.connection_id not in self.connections:
+            return False
         self.tickets[ticket.ticket_hash] = ticket
+        return True
 
     async def ticket(
         self, ticket_hash: bytes, *, now: datetime
@@ -64,10 +76,14 @@ class MemoryAuthorizations:
         connection = self.connections.get(found.connection_id)
         return None if connection is None else (found, connection)
 
-    async def begin(self, authorization: PendingAuthorization) -> None:
-        """Store a transaction."""
+    async def begin(self, authorization: PendingAuthorization, *, ticket_hash: bytes) -> bool:
+        """Store a transaction; ``False`` where its ticket is gone."""
         self._called("begin")
+        ticket = self.tickets.get(ticket_hash)
+        if ticket is None or ticket.connection_id != authorization.connection_id:
+            return False
         self.pending[authorization.state_hash] = authorization
+        return True
 
     async def consume(self, state_hash: bytes) -> PendingAuthorization | None:
         """Remove and return a transaction, expired or not."""
@@ -113,11 +129,16 @@ class MemoryAuthorizations:
 
     def _complete(self, completion: Completion) -> StoredAuthorization | NotStored:
         name = completion.connection_id
+        for refused, tokens, answer in self.refused:
+            if refused == name and is_same_reply(tokens, completion.tokens):
+                return NotStored(reason=answer.reason)
         target = self._held(self.merged.get(name, name))
         if target is None:
+            gone = NotStored(reason=NotStoredReason.GONE)
             if completion.provider is not None:
                 self.revoked.append((name, completion.tokens))
-            return NotStored(reason=NotStoredReason.GONE)
+                self.refused.append((name, completion.tokens, gone))
+            return gone
         is_followed = target.connection.id != name
         holder = self._holder(completion, target.connection)
         match decided := decide(completion, target, holder, is_followed=is_followed):
@@ -127,6 +148,8 @@ class MemoryAuthorizations:
                 merged = name if is_followed else None
                 return StoredAuthorization(connection=target.connection, merged=merged)
             case Refused():
+                if decided.answer.reason is not NotStoredReason.SUPERSEDED:
+                    self.refused.append((name, completion.tokens, decided.answer))
                 return self._refuse(decided, target.connection)
 
     def _store(self, completion: Completion, kept: Kept) -> StoredAuthorization:

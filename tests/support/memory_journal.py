@@ -16,6 +16,7 @@ class MemoryJournal:
         self.is_full = False
         self.entries: dict[str, JournaledReply] = {}
         self.kept: list[JournaledReply] = []
+        self.discarded: list[str] = []
 
     @asynccontextmanager
     async def reserved(self) -> AsyncIterator[None]:
@@ -32,6 +33,8 @@ class MemoryJournal:
         self.entries[entry.attempt] = entry
         return True
 
-    async def settled(self, attempt: str) -> None:
+    async def settled(self, attempt: str, *, stored: bool = True) -> None:
         """Forget."""
         self.entries.pop(attempt, None)
+        if not stored:
+            self.discarded.append(attempt)

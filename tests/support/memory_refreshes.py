@@ -12,6 +12,7 @@ from daemon.domain.claim import (
     Claim,
     ClaimState,
     DueClaims,
+    Orphan,
     Refusal,
     RefusalReason,
     Settled,
@@ -20,7 +21,7 @@ from daemon.domain.claim import (
 from daemon.domain.claimable import ScheduleRow, Wanted, refusal
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Failure, Status
-from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.errors import DatabaseUnavailableError, StorageError
 from daemon.domain.history import NewEvent
 from daemon.domain.outcome import Outcome
 from daemon.domain.tokens import CurrentToken, TokenSet
@@ -44,6 +45,8 @@ class MemoryRow:
     fields: Mapping[str, str] = field(default_factory=dict)
     reply_values: Mapping[str, str] = field(default_factory=dict)
     epoch: int = 0
+    grant_generation: int = 0
+    granted_at: datetime | None = None
 
     def disconnect(self) -> None:
         """Do as a disconnect does; what it queues for revocation is not kept."""
@@ -68,22 +71,26 @@ class MemoryRow:
 class MemoryRefreshes:
     """Ports: RefreshStore and CurrentTokens. Each method is one turn of the event loop.
 
-    While ``is_away`` every method raises. ``unacknowledged`` makes that many next calls of
-    ``settle`` raise after they have written, as a connection does that is cut after the commit.
-    ``events`` has what was recorded, ``disowned`` (connection, provider, tokens) that were queued
-    for revocation.
+    While ``is_away`` every method raises; while ``is_refusing`` nothing is settled.
+    ``unacknowledged`` makes that many next calls of ``settle`` raise after they have written, as a
+    connection does that is cut after the commit. ``events`` has what was recorded, ``disowned``
+    (connection, provider, tokens) that were queued for revocation, ``orphans`` (connection,
+    attempt, tokens) of what came when it had moved on.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.rows: dict[str, MemoryRow] = {}
         self.states: dict[str, ProviderState] = {}
         self.is_away = False
+        self.is_refusing = False
         self.unacknowledged = 0
         self.calls: list[str] = []
         self.events: list[NewEvent] = []
         self.disowned: list[tuple[str, str, TokenSet]] = []
+        self.orphans: dict[int, tuple[str, str, TokenSet]] = {}
         self._clock = clock
         self._attempts = 0
+        self._orphans = 0
 
     async def claim_due(
         self, *, room: Mapping[str, tuple[int, float]], owner: str, hold: timedelta, now: datetime
@@ -149,7 +156,14 @@ class MemoryRefreshes:
         """Write how attempts ended."""
         del now
         self._called("settle")
-        answers = [self._settle(settlement) for settlement in settlements]
+        if self.is_refusing:
+            raise StorageError("permission denied")
+        # As one statement does: what is written first, then why the rest was not.
+        order = sorted(
+            range(len(settlements)), key=lambda place: not self._is_open(settlements[place])
+        )
+        found = {place: self._settle(settlements[place]) for place in order}
+        answers = [found[place] for place in range(len(settlements))]
         if self.unacknowledged > 0:
             self.unacknowledged -= 1
             raise DatabaseUnavailableError("the connection was cut after the commit")
@@ -180,9 +194,54 @@ class MemoryRefreshes:
             return Refusal(connection_id=connection_id, reason=RefusalReason.DISCONNECTED)
         if row.state is ClaimState.SENDING and row.attempt != attempt:
             return Refusal(connection_id=connection_id, reason=RefusalReason.SENDING)
+        if row.state is ClaimState.IDLE and row.attempt == attempt:
+            return None
         claim = self._claim(row, 0.0, owner, hold)
         row.attempt = attempt
         return replace(claim, attempt=attempt, was_in_doubt=False)
+
+    async def recall(
+        self,
+        connection_id: str,
+        *,
+        attempt: str,
+        generation: int,
+        sent_at: datetime,
+        owner: str,
+        hold: timedelta,
+    ) -> Claim | Refusal | None:
+        """Claim again, also where generations are forgotten."""
+        self._called("recall")
+        row = self.rows.get(connection_id)
+        if row is None:
+            return Refusal(connection_id=connection_id, reason=RefusalReason.UNKNOWN)
+        stored = row.tokens.generation
+        if stored > generation or (row.granted_at or sent_at) > sent_at + timedelta(seconds=10):
+            return None
+        claim = await self.reclaim(
+            connection_id, attempt=attempt, generation=stored, owner=owner, hold=hold
+        )
+        if not isinstance(claim, Claim) or stored == generation:
+            return claim
+        forgotten = replace(claim.tokens, generation=generation)
+        return replace(claim, tokens=forgotten, stored_generation=stored)
+
+    async def newest_orphan(self, connection_id: str) -> Orphan | None:
+        """Return the newest of the connection's grant."""
+        self._called("newest_orphan")
+        row = self.rows[connection_id]
+        for number, (name, _, tokens) in sorted(self.orphans.items(), reverse=True):
+            is_of_grant = name == connection_id and tokens.generation > row.grant_generation
+            if is_of_grant and tokens.refresh_token is not None:
+                return Orphan(
+                    id=number, generation=tokens.generation, refresh_token=tokens.refresh_token
+                )
+        return None
+
+    def forget_orphans(self, connection_id: str) -> None:
+        """Do as a disconnect and a reconnect do."""
+        kept = {key: one for key, one in self.orphans.items() if one[0] != connection_id}
+        self.orphans = kept
 
     async def disown(
         self,
@@ -262,27 +321,50 @@ class MemoryRefreshes:
         row.take_over_at = self._clock.now() + hold
         return claim
 
+    def _is_open(self, settlement: Settlement) -> bool:
+        row = self.rows.get(settlement.connection_id)
+        if row is None or row.status is Status.DISCONNECTED:
+            return False
+        open_ = row.state is ClaimState.SENDING or (
+            row.state is ClaimState.IN_DOUBT and settlement.tokens is not None
+        )
+        is_stale = row.tokens.generation != settlement.generation
+        return row.attempt == settlement.attempt and open_ and not is_stale
+
     def _settle(self, settlement: Settlement) -> Settled:
         row = self.rows.get(settlement.connection_id)
         if row is None or row.status is Status.DISCONNECTED:
             return self._disowned(row, settlement)
-        open_ = row.state is ClaimState.SENDING or (
-            row.state is ClaimState.IN_DOUBT and settlement.tokens is not None
-        )
-        if row.attempt != settlement.attempt or not open_:
+        if not self._is_open(settlement):
             if _is_written(row, settlement):
                 return Settled.STORED
-            is_older = row.epoch > settlement.epoch
-            return self._disowned(row, settlement) if is_older else Settled.SUPERSEDED
+            if row.epoch > settlement.epoch:
+                return self._disowned(row, settlement)
+            return self._late(row, settlement)
         row.state, row.due_at = settlement.state, settlement.due_at
         row.failures, row.take_over_at = settlement.failures, None
         row.tokens = settlement.tokens or row.tokens
+        self.orphans.pop(settlement.adopts or 0, None)
         touches = settlement.touches_connection or settlement.reply_values
         if touches or row.status is not settlement.status:
             row.status, row.last_error = settlement.status, settlement.last_error
             row.reply_values = {**row.reply_values, **settlement.reply_values}
         self.events += settlement.events
         return Settled.STORED
+
+    def _late(self, row: MemoryRow, settlement: Settlement) -> Settled:
+        tokens = settlement.tokens
+        if tokens is None:
+            return Settled.SUPERSEDED
+        if row.tokens.generation <= settlement.generation:
+            return Settled.UNCLAIMED
+        known = {(name, attempt) for name, attempt, _ in self.orphans.values()}
+        is_beside = row.grant_generation < tokens.generation == row.tokens.generation
+        is_of_grant = is_beside and (row.granted_at is None or row.granted_at <= tokens.issued_at)
+        if is_of_grant and (row.id, settlement.attempt) not in known:
+            self._orphans += 1
+            self.orphans[self._orphans] = (row.id, settlement.attempt, tokens)
+        return Settled.SUPERSEDED
 
     def _disowned(self, row: MemoryRow | None, settlement: Settlement) -> Settled:
         if settlement.tokens is not None:
@@ -305,8 +387,11 @@ def _abandoned(row: MemoryRow, now: datetime) -> Abandoned:
 
 
 def _is_written(row: MemoryRow, settlement: Settlement) -> bool:
-    if settlement.tokens is not None:
-        return row.tokens == settlement.tokens
+    tokens = settlement.tokens
+    if tokens is not None and not tokens.access_token:
+        return row.tokens.refresh_token == tokens.refresh_token
+    if tokens is not None:
+        return row.tokens == tokens
     return (row.attempt, row.state) == (settlement.attempt, settlement.state)
 
 

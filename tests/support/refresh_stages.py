@@ -23,7 +23,7 @@ from daemon.persistence.postgres import Database
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.persistence.revocations import PostgresRevocations
 from daemon.persistence.rows import token_set
-from daemon.refresh.ports import CurrentTokens, RefreshStore
+from daemon.refresh.ports import CurrentTokens, LateReplies, RefreshStore
 from tests.support.clock import FakeClock
 from tests.support.memory_refreshes import MemoryRefreshes, MemoryRow
 
@@ -47,6 +47,7 @@ class Stage(Protocol):
 
     store: RefreshStore
     tokens: CurrentTokens
+    late: LateReplies
 
     @abstractmethod
     def now(self) -> datetime:
@@ -89,6 +90,10 @@ class Stage(Protocol):
         """Return (connection, provider, token) of what is to be revoked, in order."""
 
     @abstractmethod
+    async def orphans(self, name: str) -> int:
+        """Return how many orphans are kept, whatever their grant."""
+
+    @abstractmethod
     async def set_status(self, name: str, status: Status) -> None:
         """Change a connection from the side."""
 
@@ -105,6 +110,7 @@ class MemoryStage(Stage):
         self.memory = MemoryRefreshes(self.clock)
         self.store = self.memory
         self.tokens = self.memory
+        self.late = self.memory
 
     def now(self) -> datetime:
         """Return the fake clock's time."""
@@ -132,6 +138,7 @@ class MemoryStage(Stage):
     async def disconnect(self, name: str, *, purge: bool = False) -> None:
         """Change the row, or remove it."""
         self.memory.rows[name].disconnect()
+        self.memory.forget_orphans(name)
         if purge:
             del self.memory.rows[name]
 
@@ -140,6 +147,8 @@ class MemoryStage(Stage):
         row = self.memory.rows[name]
         row.status, row.state, row.attempt = Status.ACTIVE, ClaimState.IDLE, None
         row.tokens = replace(tokens, generation=row.tokens.generation + 1)
+        row.grant_generation, row.granted_at = row.tokens.generation, tokens.issued_at
+        self.memory.forget_orphans(name)
 
     async def set_values(
         self, name: str, *, fields: Mapping[str, str], reply_values: Mapping[str, str]
@@ -165,6 +174,10 @@ class MemoryStage(Stage):
             if token
         ]
 
+    async def orphans(self, name: str) -> int:
+        """Count them."""
+        return sum(of == name for of, _, _ in self.memory.orphans.values())
+
     async def set_status(self, name: str, status: Status) -> None:
         """Change the row."""
         self.memory.rows[name].status = status
@@ -188,6 +201,7 @@ class PostgresStage(Stage):
         self.events = PostgresHistory(database, recorder)
         self.store = self.refreshes
         self.tokens = self.connections
+        self.late = self.refreshes
         self._start = SystemClock().now()
         self._passed = timedelta()
 
@@ -274,6 +288,13 @@ class PostgresStage(Stage):
             now=self.now() + timedelta(days=1), hold=timedelta(), limit=1000
         )
         return [(one.connection_id, one.provider, one.token) for one in found]
+
+    async def orphans(self, name: str) -> int:
+        """Count them."""
+        count: int = await self.database.fetchval(
+            "SELECT count(*) FROM orphans WHERE connection_id = $1", name
+        )
+        return count
 
     async def set_status(self, name: str, status: Status) -> None:
         """Change the row."""

@@ -113,10 +113,11 @@ class ScriptedSender:
 
 
 class MemoryJournal:
-    """Port: ReplyJournal. ``kept`` has what is not settled yet; ``is_full`` refuses room."""
+    """Ports: ReplyJournal, JournalHistory. ``is_full`` refuses room; ``kept`` is not settled."""
 
     def __init__(self) -> None:
         self.kept: dict[str, JournaledReply] = {}
+        self.history: list[JournaledReply] = []
         self.is_full = False
 
     @asynccontextmanager
@@ -131,9 +132,16 @@ class MemoryJournal:
         self.kept[entry.attempt] = entry
         return True
 
-    async def settled(self, attempt: str) -> None:
-        """Forget."""
-        self.kept.pop(attempt, None)
+    async def settled(self, attempt: str, *, stored: bool = True) -> None:
+        """Forget, but for what the database may forget."""
+        entry = self.kept.pop(attempt, None)
+        if entry is not None and stored:
+            self.history.append(entry)
+
+    async def replies(self) -> AsyncIterator[JournaledReply]:
+        """Return what was kept, newest first."""
+        for entry in reversed([*self.history, *self.kept.values()]):
+            yield entry
 
 
 class RecordedEvents:
@@ -198,6 +206,7 @@ class Replica:
                 clock=clock,
                 chance=lambda: 0.5,
                 on_disowned=self._disowned,
+                late=self.store,
             ),
             cache=self.cache,
             slots=self.slots,

@@ -56,9 +56,7 @@ class StrictServer:
     The authorization page asks nobody: it says yes.
     """
 
-    def __init__(
-        self, *, expires_in: int = 3600, delay: Callable[[], float] = lambda: 0.0
-    ) -> None:
+    def __init__(self, *, expires_in: int = 3600, delay: Callable[[], float] = lambda: 0.0) -> None:
         self.expires_in = expires_in
         self.delay = delay
         self.grants: list[Grant] = []
@@ -74,6 +72,8 @@ class StrictServer:
         self._by_token: dict[str, Grant] = {}
         self._codes: dict[str, tuple[Grant, str]] = {}
         self._server: asyncio.Server | None = None
+        self._answering = asyncio.Event()
+        self._answering.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -132,6 +132,14 @@ class StrictServer:
         """Return the refresh tokens that arrived more than once."""
         return {token: times for token, times in self.sends.items() if times > 1}
 
+    def hold(self) -> None:
+        """Keep token replies back, after the rotation, until :meth:`release`."""
+        self._answering.clear()
+
+    def release(self) -> None:
+        """Let token replies go."""
+        self._answering.set()
+
     def _renew(self, grant: Grant) -> None:
         number = next(self._numbers)
         grant.access_token = f"access-{grant.number}-{number}"
@@ -147,8 +155,9 @@ class StrictServer:
         try:
             request = await _read(reader)
             status, headers, body = self._answer(request)
-            if request.path.startswith("/token") and (wait := self.delay()) > 0:
-                await asyncio.sleep(wait)
+            if request.path.startswith("/token"):
+                await self._answering.wait()
+                await asyncio.sleep(self.delay())
             lines = [
                 f"HTTP/1.1 {status} Whatever",
                 *headers,

@@ -33,9 +33,16 @@ def test_dev_holds_all_of_run() -> None:
     assert {key: dev.get(key) for key in run} == run
 
 
+def test_fuzz_holds_all_of_dev() -> None:
+    """So fuzzing replaces nothing that the tests were run with."""
+    dev, fuzz = locked("dev"), locked("fuzz")
+    assert {key: fuzz.get(key) for key in dev} == dev
+    assert len(fuzz) > len(dev)
+
+
 def test_everything_is_pinned_by_hash() -> None:
     """No entry can be replaced by another file of the same name."""
-    for profile in ("run", "dev"):
+    for profile in ("run", "dev", "fuzz"):
         assert [key for key, rest in locked(profile).items() if "--hash=sha256:" not in rest] == []
 
 
@@ -49,6 +56,6 @@ def test_the_lock_files_follow_the_project() -> None:
         *groups["build"],
     ]
     dev = [*run, *groups["test"], *groups["check"]]
-    for profile, wanted in (("run", run), ("dev", dev)):
+    for profile, wanted in (("run", run), ("dev", dev), ("fuzz", [*dev, *groups["fuzz"]])):
         names = {name for name, _ in locked(profile)}
         assert {canonical(requirement) for requirement in wanted} - names == set()

@@ -216,9 +216,14 @@ EVENTS = [
     (f"events: {{webhook: {{url: https://me@a.example, {_SIGNED}}}}}", ".webhook.url", "user"),
     (f"events: {{webhook: {{url: 'https://a.example/{{x}}', {_SIGNED}}}}}", ".webhook.url", "%XX"),
     (f"events: {{webhook: {{url: 'https://a.example/#x', {_SIGNED}}}}}", ".webhook.url", "fragm"),
-    (f"events: {{webhook: {{url: http://localhost:80, {_SIGNED}}}}}", ".webhook.url", "private"),
-    (f"events: {{webhook: {{url: https://10.0.0.1/, {_SIGNED}}}}}", ".webhook.url", "private"),
-    (f"events: {{webhook: {{url: 'https://[fd00::1]/', {_SIGNED}}}}}", ".webhook.url", "private"),
+    *(
+        (
+            f"events: {{webhook: {{url: '{url}', {_SIGNED}, allow_private_hosts: false}}}}",
+            ".webhook.url",
+            "private",
+        )
+        for url in ("http://localhost:80", "https://10.0.0.1/", "https://[fd00::1]/")
+    ),
     (f"events: {{webhook: {{url: {{env: NOWHERE}}, {_SIGNED}}}}}", ".webhook.url", "is not set"),
     (
         f"events: {{webhook: {{url: https://a.example, {_SIGNED}, allow_private_hosts: 1}}}}",

@@ -61,6 +61,11 @@ def without(*roots: str) -> dict[str, Any]:
         ("me.id", {"me": {"id": "\ud800"}}, None),
         ("me.id", {"me": {"id": float("nan")}}, None),
         ("me.id", {"me": {"id": 12345.0}}, "12345"),
+        # Rounded: another account may have the same one.
+        ("me.id", {"me": {"id": 2.0**53}}, None),
+        ("me.id", {"me": {"id": 1e30}}, None),
+        ("me.id", {"me": {"id": 1.5}}, None),
+        ("me.id", {"me": {"id": 2**64 + 1}}, "18446744073709551617"),
         ("me.id", {"me": {"id": ""}}, None),
         ("me.id", {"me": {"id": "zoë"}}, "zoë"),
         ("me.id", {"me": [1]}, None),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.domain.errors import DatabaseUnavailableError, DiscoveryError
+from daemon.domain.errors import DatabaseUnavailableError, DiscoveryError, Problem
 from daemon.domain.provider import Endpoints, Provider
 from daemon.oauth.authorization import (
     authorization_url,
@@ -160,10 +160,13 @@ async def test_a_ticket_is_stored_as_a_hash_for_thirty_minutes() -> None:
 async def test_a_transaction_pins_where_its_code_may_go() -> None:
     """Issuer, token endpoint, redirect URI and browser are fixed when it starts."""
     flow = Flow()
-    ticket, _ = flow.authorizer.new_ticket(PENDING.id, caller="b", return_url="https://r.example/")
+    ticket, _ = await flow.authorizer.issue_ticket(
+        PENDING, caller="b", return_url="https://r.example/"
+    )
 
     url = await flow.authorizer.begin(ticket, PENDING, ACME, "b" * 43, fields={})
 
+    assert url is not None
     sent = query_of(url)
     (pending,) = flow.store.pending.values()
     assert sent["tenant"] == "a b"
@@ -194,7 +197,7 @@ async def test_no_two_transactions_share_a_state_or_verifier() -> None:
 async def test_pkce_can_be_off() -> None:
     """A provider that refuses PKCE gets no challenge, and no verifier is kept."""
     flow = Flow()
-    ticket, _ = flow.authorizer.new_ticket(PENDING.id, caller="b", return_url=None)
+    ticket, _ = await flow.authorizer.issue_ticket(PENDING, caller="b", return_url=None)
 
     url = await flow.authorizer.begin(
         ticket, PENDING, replace(ACME, pkce=False), "b" * 43, fields={}
@@ -202,13 +205,14 @@ async def test_pkce_can_be_off() -> None:
 
     (pending,) = flow.store.pending.values()
     assert pending.code_verifier is None
+    assert url is not None
     assert "code_challenge" not in url
 
 
 async def test_a_connection_without_requested_scopes_asks_for_the_providers() -> None:
     """What the configuration lists is the default."""
     flow = Flow()
-    ticket, _ = flow.authorizer.new_ticket(PENDING.id, caller="b", return_url=None)
+    ticket, _ = await flow.authorizer.issue_ticket(PENDING, caller="b", return_url=None)
 
     url = await flow.authorizer.begin(
         ticket,
@@ -218,7 +222,30 @@ async def test_a_connection_without_requested_scopes_asks_for_the_providers() ->
         fields={},
     )
 
+    assert url is not None
     assert query_of(url)["scope"] == "only"
+
+
+async def test_a_link_that_has_ended_begins_nothing() -> None:
+    """Taken away by a disconnect while the page was open: nobody is sent anywhere."""
+    flow = Flow()
+    ticket, _ = await flow.authorizer.issue_ticket(PENDING, caller="b", return_url=None)
+    flow.store.disconnect(PENDING.id)
+
+    assert await flow.authorizer.begin(ticket, PENDING, ACME, "b" * 43, fields={}) is None
+
+    assert not flow.store.pending
+
+
+async def test_a_link_to_what_is_gone_is_none() -> None:
+    """Removed while the caller asked for it: told as such, and nothing is stored."""
+    flow = Flow()
+    flow.store.connections.clear()
+
+    with pytest.raises(Problem, match="unknown_connection"):
+        await flow.authorizer.issue_ticket(PENDING, caller="b", return_url=None)
+
+    assert not flow.store.tickets
 
 
 @pytest.mark.parametrize(

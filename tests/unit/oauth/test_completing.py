@@ -231,6 +231,7 @@ async def test_a_reconnect_as_somebody_else_is_refused() -> None:
     assert flow.learned == []
     assert flow.revocations == 1
     assert flow.journal.entries == {}
+    assert flow.journal.discarded == [entry.attempt for entry in flow.journal.kept]
     assert flow.events.failures == [("other_account", ended.reference)]
 
 
@@ -253,6 +254,64 @@ def test_the_expected_account_is_masked_where_that_is_asked_for(
     stored = NotStored(reason=NotStoredReason.OTHER_ACCOUNT, expected=expected)
 
     assert refusal(stored, replace(ACME, label_mask=label_mask)).detail == detail
+
+
+@pytest.mark.parametrize(
+    ("examined", "provider", "is_refused"),
+    [
+        (bad(status=403), NAMED, True),
+        (bad(status=404), NAMED, True),
+        (good({"name": "nobody"}), NAMED, True),
+        (bad("expect_failed", 200), NAMED, True),
+        (good({"name": "nobody"}), replace(NAMED, test=None), True),
+        # No answer to the question: the grant is kept, and the question asked again soon.
+        (bad("token_refused", 401), NAMED, False),
+        (bad(status=429), NAMED, False),
+        (bad(status=503), NAMED, False),
+        (bad("timeout", None), NAMED, False),
+        # Nothing was asked.
+        (good({"name": "nobody"}), replace(NAMED, account_id=None), False),
+        (None, replace(NAMED, test=None), False),
+        (None, replace(ACME, account_id=jmespath.compile("token.id")), True),
+    ],
+)
+async def test_a_reconnect_as_nobody_knows_whom(
+    *, examined: Examined | None, provider: Provider, is_refused: bool
+) -> None:
+    """A17: who keeps the account from us does not get into a connection that is somebody's."""
+    mine = replace(PENDING, status=Status.ACTIVE, generation=3, account_id="4711")
+    flow = flow_for(mine, provider=provider)
+    flow.examiner.examined = examined
+
+    ended = await end(flow)
+
+    if is_refused:
+        assert isinstance(ended, Failed)
+        assert (ended.code, ended.status, ended.detail) == ("account_unknown", 400, "")
+        assert flow.store.connections[PENDING.id] == mine
+        return
+    assert isinstance(ended, Completed)
+    assert ended.connection.account_id == "4711"
+    is_asked_again = provider.test is not None and provider.account_id is not None
+    soon = START + timedelta(minutes=2) if is_asked_again else None
+    assert flow.store.tests_due[PENDING.id] == soon
+
+
+@pytest.mark.parametrize("blind", ["who made the link", "who made the connection"])
+async def test_both_callers_must_see_what_is_merged_into(blind: str) -> None:
+    """A link of one caller does not lead into another's connection, whoever made the first."""
+    flow = flow_for(OTHER)
+    maker = "billing" if blind == "who made the connection" else "root"
+    flow.store.connections[PENDING.id] = replace(PENDING, created_by=maker)
+    flow.may_see.add("acme-2")
+    flow.blind.add("billing" if blind == "who made the connection" else "visitor")
+    state, browser = await flow.begun(NAMED, caller="visitor")
+
+    ended = await flow.redirection.complete(CallbackParams(state=state, code="c"), browser)
+
+    assert isinstance(ended, Failed)
+    assert ended.code == "connected_elsewhere"
+    assert flow.store.connections["acme-2"] == OTHER
 
 
 async def test_another_callers_connection_is_not_merged_into() -> None:
@@ -371,6 +430,7 @@ def test_every_refusal_has_a_page(reason: NotStoredReason) -> None:
         "disconnected",
         "not_stored",
         "other_account",
+        "account_unknown",
         "connected_elsewhere",
     }
 
@@ -403,10 +463,11 @@ async def test_fields_choose_where_a_person_is_sent_and_a_code_goes() -> None:
 async def test_the_authorization_url_is_the_tenants() -> None:
     """S21: and its fields wait in the transaction."""
     flow = flow_for(provider=REGIONAL)
-    ticket, _ = flow.authorizer.new_ticket(PENDING.id, caller="b", return_url=None)
+    ticket, _ = await flow.authorizer.issue_ticket(PENDING, caller="b", return_url=None)
 
     url = await flow.authorizer.begin(ticket, PENDING, REGIONAL, "b" * 43, fields={"region": "us"})
 
+    assert url is not None
     assert url.startswith("https://us.acme.example/authorize?")
     assert query_of(url)["state"]
     (pending,) = flow.store.pending.values()

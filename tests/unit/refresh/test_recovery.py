@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import orjson
 import pytest
@@ -42,6 +42,28 @@ class PartlyLocked(MemoryRefreshes):
             raise DecryptionError("gone", connection="locked", column="refresh_token", key_id="k")
         return await super().reclaim(
             connection_id, attempt=attempt, generation=generation, owner=owner, hold=hold
+        )
+
+    async def recall(
+        self,
+        connection_id: str,
+        *,
+        attempt: str,
+        generation: int,
+        sent_at: datetime,
+        owner: str,
+        hold: timedelta,
+    ) -> Claim | Refusal | None:
+        """Claim again, unless it is that row."""
+        if connection_id == "locked":
+            raise DecryptionError("gone", connection="locked", column="refresh_token", key_id="k")
+        return await super().recall(
+            connection_id,
+            attempt=attempt,
+            generation=generation,
+            sent_at=sent_at,
+            owner=owner,
+            hold=hold,
         )
 
 
@@ -116,6 +138,7 @@ class Restarted:
             clock=here.clock,
             chance=lambda: 0.5,
             on_disowned=self._disowned,
+            late=here.store,
         )
         recovery = Recovery(
             stored,
@@ -339,3 +362,51 @@ async def test_a_reply_waits_for_another_replicas_attempt() -> None:
     await finishing
     assert after.here.row().tokens.refresh_token == "next"
     assert after.here.journal.kept == {}
+
+
+async def test_a_provider_that_comes_back_needs_no_restart() -> None:
+    """Its kept replies are stored when recovery is woken."""
+    after = Restarted(reply(NEW))
+    await after.claim()
+    del after.here.providers["acme"]
+    recovery = await after.recover()
+    watching = asyncio.create_task(recovery.watch())
+    recovery.wake()
+    await after.here.clock.settle()
+    assert list(after.here.journal.kept) == ["attempt 1"]
+    after.here.providers["acme"] = ACME
+    recovery.wake()
+    await after.here.clock.settle()
+    assert after.here.row().tokens.refresh_token == "next"
+    assert after.here.journal.kept == {}
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+async def test_a_kept_token_that_came_too_late_is_an_orphan() -> None:
+    """The owner is back with a reply, but another replica's was stored meanwhile."""
+    after = Restarted(reply(NEW))
+    row = after.here.row()
+    row.tokens = replace(row.tokens, generation=2, access_token="theirs")
+    await after.recover()
+    ((name, attempt, tokens),) = after.here.store.orphans.values()
+    assert (name, attempt) == ("acme-1", "attempt 1")
+    assert (tokens.generation, tokens.refresh_token) == (2, "next")
+    assert row.tokens.access_token == "theirs"
+    assert after.here.journal.kept == {}
+    assert after.here.journal.history == []
+
+
+async def test_a_database_that_refuses_stops_no_recovery() -> None:
+    """It is tried again until it is stored; nothing is refreshed before."""
+    after = Restarted(reply(NEW))
+    await after.claim()
+    await after.here.store.settle([], now=START)
+    after.here.store.is_refusing = True
+    recovering = asyncio.create_task(after.recover())
+    await after.here.clock.run(100)
+    assert not recovering.done()
+    after.here.store.is_refusing = False
+    await after.here.clock.run(40)
+    await recovering
+    assert after.here.row().tokens.refresh_token == "next"

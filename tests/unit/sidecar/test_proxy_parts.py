@@ -127,7 +127,9 @@ def test_queries(query: str, values: dict[str, str], merged: str) -> None:
 def test_bodies() -> None:
     """JSON objects merge deeply, forms by field, and an empty body becomes an object."""
     values = {"a": {"x": 1}, "b": True}
-    assert json.loads(merged_body(b'{"a":{"y":2},"c":1e400}', JSON, {"d": 1})[0])["d"] == 1
+    for bad in (b'{"c":NaN}', b'{"c":1e400}', b'{"c":"\\ud800"}', b"{", b"\xff"):
+        with pytest.raises(Problem, match="not well-formed"):
+            merged_body(bad, JSON, values)
     assert merged_body(b"", "", values) == (b'{"a": {"x": 1}, "b": true}', JSON)
     body, kind = merged_body(b'{"a":{"y":2}}', "application/vnd.x+json; charset=UTF-8", values)
     assert json.loads(body) == {"a": {"y": 2, "x": 1}, "b": True}

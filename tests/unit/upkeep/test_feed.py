@@ -205,6 +205,20 @@ async def test_closing_ends_every_stream(stage: Stage) -> None:
         await stage.feed.subscribe(lambda _: True)
 
 
+async def test_ending_all_lets_them_come_back(stage: Stage) -> None:
+    """After the callers have changed: what was there is over, what comes anew is heard."""
+    before = await stage.listen()
+    stage.feed.end_all()
+    assert before.is_over
+    assert stage.feed.audience == 0
+    after = await stage.listen()
+    await stage.pass_time()
+    stage.history.add(event(4))
+    await stage.pass_time()
+    assert await stage.heard(after) == [4]
+    assert await stage.heard(before) == []
+
+
 async def test_a_cancelled_feed_ends_every_stream(stage: Stage) -> None:
     """A feed that does not run any more leaves nobody waiting."""
     subscription = await stage.listen()

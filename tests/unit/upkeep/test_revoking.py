@@ -242,8 +242,8 @@ async def test_the_worker_wakes_up_for_what_is_due(stage: Stage) -> None:
     stage.endpoint.answers = [LATER, LATER]
     task = asyncio.create_task(stage.revoking.run())
     await stage.clock.settle()
-    assert stage.queue.waits == [10.0, 10.0]
-    stage.clock.advance(10)
+    assert stage.queue.waits == [5.0, 5.0]
+    stage.clock.advance(5)
     await stage.clock.settle()
     assert stage.endpoint.tokens == [RT, AT, RT, AT]
     assert stage.queue.rows == {}
@@ -331,10 +331,10 @@ async def test_seven_days_are_enough(stage: Stage) -> None:
     is_ours=st.booleans(),
 )
 def test_delays(*, attempts: int, chance: float, wanted: float | None, is_ours: bool) -> None:
-    """Between 10 s (ten minutes where somebody must act) and 6 h, never less than asked for."""
+    """Between 5 s (ten minutes where somebody must act) and 6 h, never less than asked for."""
     answer = Answer(kind=AnswerKind.LATER, retry_after=wanted, is_ours=is_ours)
     delay = retry_delay(attempts, chance, answer)
-    assert max(600.0 if is_ours else 10.0, wanted or 0.0) <= delay <= 6 * 3600
+    assert max(600.0 if is_ours else 5.0, wanted or 0.0) <= delay <= 6 * 3600
     assert retry_delay(attempts + 1, chance, answer) >= delay
 
 

@@ -362,8 +362,8 @@ async def test_what_has_moved_on_is_not_declared_dead() -> None:
     assert stage.reread == []
 
 
-async def test_a_refresh_that_fails_leaves_the_refusal() -> None:
-    """What becomes of the connection is the refresh's to say; the report tells both."""
+async def test_a_refresh_that_is_refused_too_means_a_revocation() -> None:
+    """API and token endpoint agree: detected, and the token is not served any more."""
     dead = Problem(409, "reauthorization_required", "The grant has ended.")
     stage = Stage(reader=ScriptedReader(newer=dead))
 
@@ -373,6 +373,20 @@ async def test_a_refresh_that_fails_leaves_the_refusal() -> None:
     assert told.error.code == "token_refused"
     assert "The grant has ended." in told.error.description
     assert len(stage.examiner.asked) == 1
+    assert stage.store.dead == [("acme-1", 1, "token_revoked")]
+    # That a person must act was told by the refresh.
+    assert stage.told == ["revocation_ended", "connection_tested"]
+    assert stage.reread == ["acme-1"]
+
+
+async def test_a_refresh_that_fails_for_now_leaves_the_refusal() -> None:
+    """What becomes of the connection is a later refresh's to say."""
+    stage = Stage(reader=ScriptedReader(newer=Problem(503, "token_unavailable", "Later.")))
+
+    told = await stage.test(bad(401, "token_refused"))
+
+    assert told.error is not None
+    assert told.error.code == "token_refused"
     assert stage.store.dead == []
 
 
@@ -475,6 +489,19 @@ async def test_an_account_that_another_connection_has_is_reported() -> None:
     assert told.error is not None
     assert told.error.code == "account_connected_elsewhere"
     assert "acme-secret" not in repr(told)
+
+
+async def test_a_token_of_another_account_is_reported() -> None:
+    """A17: it works, but not for whom the connection is; told as a failure, once and for all."""
+    stage = Stage()
+    stage.store.connections[ACTIVE.id] = replace(ACTIVE, account_id="somebody else")
+
+    told = await stage.test(good())
+
+    assert (told.ok, told.status, told.account_id) == (False, 200, "somebody else")
+    assert told.error is not None
+    assert told.error.code == "other_account"
+    assert stage.told == ["connection_tested"]
 
 
 def test_a_failed_test_says_what_failed_rather_than_whose_it_is() -> None:

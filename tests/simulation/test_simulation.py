@@ -1,0 +1,161 @@
+"""Deterministic simulation of the refresh protocol: short runs; ``make simulate`` has long ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.simulation import crashes
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.plan import Kind, plan_of
+from tests.simulation.provider_model import Profile
+from tests.simulation.run import Mutant, run, silent_logs
+
+_SEEDS = Path(__file__).parent / "seeds"
+# One block of seeds for each test, so that a failure does not hide the rest.
+_BLOCK = 250
+_FIRST_SEEDS = tuple(range(0, 2000, _BLOCK))
+# Without these no run has met what it is for.
+_BRANCHES = (
+    "branch: claimed in doubt",
+    "branch: disconnected",
+    "branch: disk refused a reply",
+    "branch: drained",
+    "branch: journal cannot be opened",
+    "branch: kept without an answer",
+    "branch: killed in recovery",
+    "branch: reconnected",
+    "branch: replies recovered",
+    "branch: resend",
+    "branch: resend at a strict provider",
+    "end: reply_lost",
+    "end: revoked at the provider",
+    "event: connection_recovered",
+    "event: refresh_superseded",
+    "fault: failover that loses commits",
+    "fault: notification lost",
+    "fault: stopped for longer than a claim lasts",
+    "fault: write torn",
+    "lost on the wire",
+)
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> Iterator[None]:
+    """No run logs a token, or anything."""
+    with silent_logs():
+        yield
+
+
+def _regressions() -> list[int]:
+    """Return the seeds that have found something once."""
+    seeds: list[int] = json.loads((_SEEDS / "regressions.json").read_text(encoding="utf-8"))
+    return seeds
+
+
+def _catching() -> dict[str, int]:
+    """Return, for each mutant, a seed that catches it."""
+    seeds: dict[str, int] = json.loads((_SEEDS / "mutants.json").read_text(encoding="utf-8"))
+    return seeds
+
+
+@pytest.mark.parametrize("first", _FIRST_SEEDS)
+def test_no_obligation_is_broken(first: int) -> None:
+    """Whatever a seed brings about, every obligation holds, and every kind of fault occurs."""
+    met: Counter[str] = Counter()
+    for seed in range(first, first + _BLOCK):
+        result = run(plan_of(seed))
+        assert result.violation is None, "\n".join(
+            (f"seed {seed}: {result.violation}", *result.tail)
+        )
+        met += result.met
+
+    kinds = [f"fault: {kind}" for kind in Kind]
+    assert [name for name in kinds if met[name] == 0] == []
+
+
+def test_every_branch_is_met() -> None:
+    """The suite's seeds meet every branch of the protocol, not only its faults."""
+    met: Counter[str] = Counter()
+    missing = set(_BRANCHES)
+    for seed in range(_FIRST_SEEDS[-1] + _BLOCK):
+        met += run(plan_of(seed)).met
+        missing = {name for name in missing if met[name] == 0}
+        if not missing:
+            return
+    assert missing == set()
+
+
+@pytest.mark.parametrize("seed", _regressions())
+def test_a_seed_that_once_failed_passes(seed: int) -> None:
+    """What a seed has found stays repaired."""
+    result = run(plan_of(seed))
+
+    assert result.violation is None, "\n".join((str(result.violation), *result.tail))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 42, 1001])
+def test_the_same_seed_is_the_same_run(seed: int) -> None:
+    """Two runs of a seed have the same trace."""
+    first, second = run(plan_of(seed)), run(plan_of(seed))
+
+    assert first.digest == second.digest
+    assert first.steps == second.steps
+
+
+def test_another_seed_is_another_run() -> None:
+    """The trace depends on the seed."""
+    assert run(plan_of(1)).digest != run(plan_of(3)).digest
+
+
+def test_the_same_seed_is_the_same_run_in_another_process() -> None:
+    """Nothing depends on addresses or on the hash seed of a process."""
+    code = (
+        "from tests.simulation.plan import plan_of\n"
+        "from tests.simulation.run import run, silent_logs\n"
+        "with silent_logs():\n"
+        "    print(*(run(plan_of(seed)).digest for seed in range(10)))\n"
+    )
+    found = {
+        subprocess.run(  # noqa: S603 - this interpreter, this code
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            cwd=_SEEDS.parents[2],
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_known_bad_protocol_is_caught(mutant: Mutant) -> None:
+    """The seed that is known to catch a mutant catches it, and passes without it."""
+    seed = _catching()[mutant.name]
+
+    assert run(plan_of(seed), mutant).violation is not None
+    assert run(plan_of(seed)).violation is None
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+@pytest.mark.parametrize("profile", crashes.profiles(), ids=lambda profile: profile.name)
+def test_a_crash_at_any_await_is_survived(profile: Profile, machines: int) -> None:
+    """Wherever one refresh is cut, what follows is right for the provider's rotation."""
+    cut = 0
+    for where, result in crashes.single(profile, machines=machines, is_power=machines == 1):
+        assert result.violation is None, "\n".join(
+            (f"{where}: {result.violation}", *result.tail)
+        )
+        cut += 1
+
+    assert cut > 50
