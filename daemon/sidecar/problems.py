@@ -31,9 +31,11 @@ _BODY_UNREAD = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_
 _TITLES: Mapping[str, str] = {
     "bad_request": "The request cannot be understood",
     "body_too_large": "The body is too large",
+    "connection_exists": "The id is taken",
     "cross_origin": "Web pages of other origins are not answered",
     "database_unavailable": "The database cannot be used right now",
     "disconnected": "The connection was disconnected",
+    "expectation_failed": "The expectation cannot be met",
     "host_not_allowed": "The host is not allowed for this provider",
     "internal_error": "Something went wrong here",
     "invalid_request": "Members of the request are wrong",
@@ -42,12 +44,21 @@ _TITLES: Mapping[str, str] = {
     "not_authorized_yet": "The connection was not authorized yet",
     "not_found": "There is no such route",
     "permission_denied": "The caller lacks a permission",
+    "provider_not_configured": "The provider is not configured any more",
     "reauthorization_required": "A person must connect again",
     "request_timeout": "The request took too long to arrive",
+    "test_not_configured": "The provider has no test request",
     "token_unavailable": "No token can be had right now",
+    "too_many_proxied_requests": "The caller has too many proxied requests in flight",
+    "too_many_streams": "Too many event streams are open",
     "unauthenticated": "The caller is not known",
     "unknown_connection": "There is no such connection",
+    "unknown_provider": "There is no such provider",
     "unsupported_media_type": "The body has the wrong type",
+    "upgrade_not_supported": "Connections are not upgraded",
+    "upstream_failed": "The API could not be reached or broke off",
+    "upstream_timeout": "The API did not answer in time",
+    "value_missing": "A value for the request is missing",
 }
 
 

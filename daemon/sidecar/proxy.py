@@ -8,7 +8,9 @@ held back, in either direction. Only a body that is still here whole can be sent
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from io import BytesIO
@@ -26,7 +28,7 @@ from daemon.oauth.outbound import CONNECT_TIMEOUT, ERRORS
 from daemon.refresh.cache import Entry, TokenCache
 from daemon.refresh.ports import Providers
 from daemon.refresh.reading import TokenReader
-from daemon.sidecar.access import Callers
+from daemon.sidecar.access import Callers, Identity
 from daemon.sidecar.connection_values import ConnectionValues
 from daemon.sidecar.guard import Guard, connection_id_from
 from daemon.sidecar.problems import problem_of, problem_response
@@ -69,6 +71,8 @@ class ProxyLimits:
     """For name, connection and TLS session together."""
     idle: float = 60.0
     """For an answer to begin, and between two parts of a body, in either direction."""
+    places: int = 512
+    """Requests in flight for each caller: an answer that is not read takes some 100 KB."""
     spool: int = 1024 * 1024
     """How much of a body is kept, to send it again or to put values into it."""
 
@@ -121,7 +125,10 @@ class ProxyRoute:
             survivor_of=ports.survivor_of,
             clock=ports.clock,
         )
-        self._fruitless: dict[str, float] = {}
+        # By connection: the generation that a 401 has brought about, and until when another 401
+        # to it is not about the token.
+        self._renewed: dict[str, tuple[int, float]] = {}
+        self._in_flight: Counter[str] = Counter()
 
     def before_router(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse] | None:
         """Answer a proxied request; ``None`` for everything else.
@@ -158,6 +165,11 @@ class ProxyRoute:
         identity = identify(
             request, Permission.PROXY, call.connection_id, callers=ports.callers, guard=ports.guard
         )
+        with self._place_for(identity.name):
+            return await self._proxied(call, identity)
+
+    async def _proxied(self, call: _Call, identity: Identity) -> web.StreamResponse:
+        request = call.request
         refuse_method(request)
         check_path(call.path)
         check_query(call.query)
@@ -174,6 +186,23 @@ class ProxyRoute:
         except BaseException:
             response.close()
             raise
+
+    @contextmanager
+    def _place_for(self, caller: str) -> Iterator[None]:
+        """Hold one of a caller's places: answers that nobody reads are memory of ours."""
+        if self._in_flight[caller] >= self._limits.places:
+            raise Problem(
+                503,
+                "too_many_proxied_requests",
+                f"This caller has {self._limits.places} proxied requests in flight, which is the "
+                "most. Read their answers to the end, and try again.",
+                retry_after=1,
+            )
+        self._in_flight[caller] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[caller] -= 1
 
     async def _take_body(self, call: _Call, spool: Spool, provider: Provider) -> None:
         """Read as much of the body as must be looked at, or is here already."""
@@ -236,23 +265,24 @@ class ProxyRoute:
             return response
         response.close()
         again = await self._send(call, replace(way, entry=newer))
-        if again.status == HTTPStatus.UNAUTHORIZED:
-            if len(self._fruitless) >= _REMEMBERED:
-                self._fruitless.clear()
-            self._fruitless[newer.connection] = self._ports.clock.boottime() + _FRUITLESS_FOR
+        if again.status != HTTPStatus.UNAUTHORIZED:
+            self._renewed.pop(newer.connection, None)
         return again
 
     async def _newer(self, entry: Entry) -> Entry | None:
-        until = self._fruitless.get(entry.connection, 0.0)
-        if self._ports.clock.boottime() < until:
+        now = self._ports.clock.boottime()
+        generation, until = self._renewed.get(entry.connection, (0, 0.0))
+        if generation == entry.generation and now < until:
             return None
-        self._fruitless.pop(entry.connection, None)
         try:
             reading = await self._ports.reader.read(entry.connection, newer_than=entry.generation)
         except Problem:
             return None
         if reading is None or reading.entry.generation <= entry.generation:
             return None
+        if len(self._renewed) >= _REMEMBERED:
+            self._renewed.clear()
+        self._renewed[entry.connection] = (reading.entry.generation, now + _FRUITLESS_FOR)
         return reading.entry
 
     def _refusal(self, call: _Call, error: Exception) -> web.Response:

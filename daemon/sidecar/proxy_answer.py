@@ -6,14 +6,17 @@ caller's connection is cut, whatever the framing.
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 
 from aiohttp import ClientResponse, hdrs, web
 from aiohttp.http import HttpVersion10, HttpVersion11
 
+from daemon.domain.errors import Problem
 from daemon.oauth.outbound import ERRORS
 from daemon.sidecar.proxy_headers import returned_headers
 
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 
@@ -41,6 +44,7 @@ async def relay(request: web.BaseRequest, response: ClientResponse) -> RelayedRe
 
     Raises:
         ConnectionError: the caller is gone, or the API broke off and the caller was cut off, too.
+        Problem: 502 for a head that cannot be passed on; nothing was sent.
     """
     keep_alive = await _begin(request, response)
     try:
@@ -56,6 +60,13 @@ async def relay(request: web.BaseRequest, response: ClientResponse) -> RelayedRe
 async def _begin(request: web.BaseRequest, response: ClientResponse) -> bool:
     """Write the head (not sent yet) and return whether the connection stays open afterwards."""
     headers = returned_headers(response.headers)
+    if any(_CONTROL.search(text) for pair in headers.items() for text in pair):
+        # aiohttp's writer refuses them; what comes of an API must not be our own failure.
+        raise Problem(
+            502,
+            "upstream_failed",
+            "The API's answer has a control character in a header, so it was not passed on.",
+        )
     keep_alive = request.keep_alive
     writer = request.writer
     length = _length(response)
@@ -72,7 +83,7 @@ async def _begin(request: web.BaseRequest, response: ClientResponse) -> bool:
     elif request.version == HttpVersion10:
         headers[hdrs.CONNECTION] = "keep-alive"
     major, minor = request.version
-    reason = response.reason or ""
+    reason = _CONTROL.sub("", response.reason or "")
     await writer.write_headers(f"HTTP/{major}.{minor} {response.status} {reason}", headers)
     return keep_alive
 

@@ -374,6 +374,44 @@ async def test_a_401_that_no_refresh_cures_costs_one_refresh() -> None:
             assert len(stage.here.sender.sent) == 2
 
 
+async def test_large_bodies_that_meet_a_401_cost_one_refresh() -> None:
+    """A body that cannot be sent again must not have the token refreshed with every request."""
+
+    async def handle(request: web.BaseRequest) -> web.Response:
+        await request.read()
+        return web.Response(status=401)
+
+    async with staged(handle, limits=SMALL) as (stage, _):
+        for _ in range(3):
+            async with stage.ask(method="POST", data=b"x" * 400_000) as response:
+                assert response.status == 401
+        assert len(stage.here.sender.sent) == 1
+
+
+async def test_a_callers_places_are_bounded() -> None:
+    """Answers that nobody reads take places; the next one hears so, and others do not wait."""
+    go_on = asyncio.Event()
+
+    async def handle(_: web.BaseRequest) -> web.Response:
+        await go_on.wait()
+        return web.Response(text="done")
+
+    async with staged(handle, limits=ProxyLimits(places=2)) as (stage, api):
+
+        async def ask() -> int:
+            async with stage.ask() as response:
+                return response.status
+
+        waiting = [asyncio.create_task(ask()) for _ in range(2)]
+        await until(lambda: len(api.seen) == 2)
+        async with stage.ask() as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "1")
+            assert await code_of(response) == "too_many_proxied_requests"
+        go_on.set()
+        assert await asyncio.gather(*waiting) == [200, 200]
+        assert await ask() == 200
+
+
 async def test_a_403_is_no_reason_to_refresh() -> None:
     """``insufficient_scope`` is the grant's, not the token's: it passes."""
 
@@ -549,6 +587,7 @@ async def test_an_answer_that_breaks_off_never_looks_whole(head: bytes, end: Any
         (writes_then_resets(b"HTTP/1.1 200 OK\r\n"), 502, "upstream_failed"),
         (writes_then_waits(b"HTTP/1.1 200 OK\r\n"), 504, "upstream_timeout"),
         (writes_then_waits(b""), 504, "upstream_timeout"),
+        (writes(b"HTTP/1.1 200 OK\r\nX: a\x01b\r\n\r\nbody"), 502, "upstream_failed"),
         (
             writes(
                 b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
