@@ -51,6 +51,23 @@ kill-test:  ## kill the daemon at random moments, then account for every token (
 	@$(BOOTSTRAP) dev
 	$(BIN)/python -m tests.campaigns kill --kills $(KILLS)
 
+.PHONY: simulate
+simulate: SEEDS ?= 10000
+simulate: FIRST ?= 0
+simulate:  ## the refresh protocol on a simulated fleet, one run a seed (SEEDS=10000 FIRST=0)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
+
+.PHONY: simulate-crashes
+simulate-crashes:  ## one refresh, cut at every await in turn, for every rotation profile
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.simulation --crashes
+
+.PHONY: simulate-mutants
+simulate-mutants:  ## the first seed that catches each known-bad protocol
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.simulation --mutants
+
 .PHONY: race-test
 race-test: REPLICAS ?= 10
 race-test: CONNECTIONS ?= 200
@@ -81,6 +98,11 @@ fuzz: SECONDS ?= 60
 fuzz:  ## fuzz what reads foreign bytes, guided by coverage (TARGET=token_reply SECONDS=60)
 	@$(BOOTSTRAP) fuzz
 	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(SECONDS)
+
+.PHONY: drill
+drill:  ## half an hour of outages, watched by Prometheus: which alerts fire, which clear
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.deploy.drill
 
 .PHONY: lock
 lock:  ## newest versions into requirements/*.lock (needs uv)

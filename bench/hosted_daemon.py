@@ -72,7 +72,9 @@ class _Commands:
                 return await self._refresh(range(first, first + command["count"] * stride, stride))
             case "census":
                 began = time.perf_counter()
-                await self._daemon.housekeeping.set_gauges()
+                now = SystemClock().now()
+                await self._daemon.storage.connections.census(now=now)
+                await self._daemon.storage.refreshes.count_due(now=now)
                 return {"seconds": time.perf_counter() - began}
             case other:
                 raise ValueError(f"unknown command {other}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from statistics import median
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 from bench.daemons import hosted, pid_of, provider
 from bench.paired import Goal, Report, spread
-from bench.processes import resident_megabytes
+from bench.processes import cpu_seconds, descendants, resident_megabytes
 from tests.support.tokenward import Tokenward
 
 CONNECTIONS = 10_000
@@ -34,10 +35,13 @@ async def measure(directory: Path, *, starts: int) -> Report:
             async with hosted(daemon, core=None) as process:
                 await process.ask({"do": "seed", "count": connections})
         found = [await start_once(daemon) for _ in range(starts)]
-        seconds = spread([seconds for seconds, _ in found])
-        megabytes = median(megabytes for _, megabytes in found)
+        seconds = spread([start.seconds for start in found])
+        megabytes = median(start.megabytes for start in found)
+        cpu = median(start.cpu for start in found)
         what = f"{connections:,} connections"
-        rows.append({"": what, "start s": str(seconds), "memory MB": megabytes})
+        rows.append(
+            {"": what, "start s": str(seconds), "CPU s": round(cpu, 2), "memory MB": megabytes}
+        )
         goals += [
             Goal(
                 what=f"start s, {what}", value=seconds.middle, bound=GOAL_SECONDS, is_ceiling=True
@@ -47,15 +51,26 @@ async def measure(directory: Path, *, starts: int) -> Report:
     return Report(name="start", rows=rows, goals=goals)
 
 
-async def start_once(daemon: Tokenward) -> tuple[float, float]:
-    """Return the seconds a start takes and the megabytes it leaves the process with."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a start took, with its database's, and the megabytes it leaves the daemon with."""
+
+    seconds: float
+    cpu: float
+    megabytes: float
+
+
+async def start_once(daemon: Tokenward) -> Start:
+    """Start and stop a daemon."""
     began = perf_counter()
     daemon.spawn()
     try:
         await asyncio.to_thread(_wait_started, urlsplit(daemon.ops_url).port or 0)
         seconds = perf_counter() - began
+        pid = pid_of(daemon)
+        cpu = cpu_seconds([pid, *descendants(pid)])
         await asyncio.sleep(_SETTLE_SECONDS)
-        return seconds, resident_megabytes(pid_of(daemon))
+        return Start(seconds=seconds, cpu=cpu, megabytes=resident_megabytes(pid))
     finally:
         await daemon.stop()
 

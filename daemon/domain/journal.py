@@ -26,7 +26,7 @@ class JournaledReply:
     ``generation`` is the connection's when the request was sent: only on top of it may the reply
     be stored. ``scopes`` are those requested; ``sent_at`` is when the request left. ``epoch`` is
     the connection's then: a disconnect since then wins. ``fields`` are those that the request was
-    made with; an exchange makes them the connection's.
+    made with; an exchange makes them the connection's. ``was_in_doubt`` is the claim's.
     """
 
     attempt: str
@@ -39,6 +39,7 @@ class JournaledReply:
     reply: RawReply
     epoch: int = 0
     fields: Mapping[str, str] = field(default_factory=dict)
+    was_in_doubt: bool = False
 
 
 class ReplyJournal(Protocol):

@@ -114,6 +114,9 @@ def read_rest(document: Mapping[str, object], tokens: Sequence[str]) -> Reading[
     Left out, at every depth: members whose key says that they are secret, and whatever holds one
     of ``tokens`` or the value of such a member, wherever it stands. More than 16 KiB is nothing.
     """
+    # Each member takes two characters at least: so many are not even compared with the secrets.
+    if sum(islice(_members(document, 0), _MAX_REST)) > _MAX_REST // 2:
+        return Reading({}, ("reply_members_too_large",))
     further = list(islice(_secret_values(document, 0), _MOST_SECRETS + 1))
     if len(further) > _MOST_SECRETS:
         return Reading({}, ("reply_members_too_large",))
@@ -206,6 +209,21 @@ def _secret_values(value: object, depth: int) -> Iterator[str]:
     elif isinstance(value, list):
         for member in value:
             yield from _secret_values(member, depth + 1)
+
+
+def _members(value: object, depth: int) -> Iterator[int]:
+    """Yield 1 for each member of an object or a list, however deep, but for those of secrets."""
+    if depth > _DEEPEST:
+        return
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            yield 1
+            if isinstance(member, Mapping | list) and not _is_secret_key(str(key)):
+                yield from _members(member, depth + 1)
+    elif isinstance(value, list):
+        for member in value:
+            yield 1
+            yield from _members(member, depth + 1)
 
 
 def _texts(value: object, depth: int) -> Iterator[str]:

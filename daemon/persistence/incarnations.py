@@ -30,15 +30,19 @@ VALUES ($1, $2, clock_timestamp(), clock_timestamp())
 ON CONFLICT (owner) DO UPDATE
 SET since = CASE WHEN replicas.incarnation = excluded.incarnation THEN replicas.since
                  ELSE excluded.since END,
+    seen_before = CASE WHEN replicas.incarnation = excluded.incarnation THEN replicas.seen_before
+                       ELSE replicas.seen_at END,
     incarnation = excluded.incarnation, seen_at = excluded.seen_at
 """
 
-# Known are the replicas that were there when the database was last used before: in a restored
-# backup, those of its time.
+# Awaited are the replicas that were there when the database was last used before: in a restored
+# backup, those of its time. Who has left has stored what it had.
 _ALL_REPLAYED = """
 SELECT NOT EXISTS (
-    SELECT 1 FROM replicas WHERE incarnation <> $1 AND seen_at >= (
-        SELECT max(seen_at) FROM replicas WHERE incarnation <> $1) - interval '5 minutes'
+    SELECT 1 FROM replicas
+    WHERE incarnation <> $1 AND seen_at > '-infinity' AND seen_at >= (
+        SELECT max(CASE WHEN incarnation = $1 THEN seen_before ELSE seen_at END) FROM replicas
+    ) - interval '5 minutes'
 ) OR coalesce((SELECT min(since) FROM replicas WHERE incarnation = $1)
               <= clock_timestamp() - interval '10 minutes', false)
 """
@@ -123,12 +127,15 @@ class Incarnations:
 
     async def leave(self) -> None:
         """Let nobody wait for this replica: it has stored all that it had."""
-        await self._database.execute("DELETE FROM replicas WHERE owner = $1", self._owner)
+        await self._database.execute(
+            "UPDATE replicas SET seen_at = '-infinity' WHERE owner = $1", self._owner
+        )
 
     async def prune(self) -> None:
         """Forget replicas that were not seen for 30 days."""
         await self._database.execute(
-            "DELETE FROM replicas WHERE seen_at < clock_timestamp() - interval '30 days'"
+            "DELETE FROM replicas"
+            " WHERE greatest(seen_at, since) < clock_timestamp() - interval '30 days'"
         )
 
     async def standing(self, ids: Sequence[str]) -> Mapping[str, Standing]:

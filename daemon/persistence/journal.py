@@ -334,6 +334,7 @@ class Journal:
                 "body": entry.reply.body.decode("latin-1"),
                 "epoch": entry.epoch,
                 "fields": dict(entry.fields),
+                "was_in_doubt": entry.was_in_doubt,
             }
         )
         return self._cipher.seal(body, connection="", column=_COLUMN, generation=0)
@@ -361,6 +362,7 @@ class Journal:
             # Segments of the version before have neither; nothing could be disconnected then.
             epoch=values.get("epoch", 0),
             fields=values.get("fields", {}),
+            was_in_doubt=values.get("was_in_doubt", False),
         )
 
 

@@ -43,7 +43,11 @@ class Sent:
 
 
 class Attempts:
-    """Runs claimed attempts to their end. Never cancel one: run it in a task of its own."""
+    """Runs claimed attempts to their end. Never cancel one: run it in a task of its own.
+
+    ``waiting`` has, by attempt, the connections whose reply is in the journal and not stored yet:
+    nothing is sent for these.
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Attempts:
         self._committing = Committing(ports, cache=cache, owner=owner)
         self._unwell: set[str] = set()
         self._in_flight: dict[str, Claim] = {}
+        self.waiting: dict[str, str] = {}
 
     @property
     def hold(self) -> timedelta:
@@ -121,7 +126,9 @@ class Attempts:
             await self._learn(claim, outcome)
 
     def _has_another(self, claim: Claim) -> bool:
-        """Tell whether an attempt runs here whose claim was taken over: it may have the reply."""
+        """Tell whether this process has, or may have, the reply to another attempt."""
+        if claim.connection_id in self.waiting.values():
+            return True
         return any(
             other.connection_id == claim.connection_id and other.attempt != claim.attempt
             for other in self._in_flight.values()
@@ -151,6 +158,7 @@ class Attempts:
                     reply=reply,
                     epoch=claim.epoch,
                     fields=claim.fields,
+                    was_in_doubt=claim.was_in_doubt,
                 )
             )
 

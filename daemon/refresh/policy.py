@@ -117,11 +117,11 @@ def decide(
             default_lifetime=lifetime_of(provider, settings.default_lifetime),
         )
         due = due_at(tokens, claim.connection_id, settings)
-        if claim.status is Status.REAUTHORIZATION_REQUIRED:
-            # It came late, after its grant was given up. If that was right, a reply was lost.
-            return _decision(claim, now, tokens=tokens, state=ClaimState.IN_DOUBT, due=now)
         touched = claim.status is not Status.ACTIVE or claim.failures > 0
-        return _decision(claim, now, tokens=tokens, due=due, touched=touched)
+        # After its grant was given up it came late. If that was right, a reply was lost.
+        is_late = claim.status is Status.REAUTHORIZATION_REQUIRED
+        state, due = (ClaimState.IN_DOUBT, now) if is_late else (ClaimState.IDLE, due)
+        return _decision(claim, now, tokens=tokens, state=state, due=due, touched=touched)
     retry = _retry_at(claim, outcome, now, chance)
     if outcome.salvaged_refresh_token is not None:
         tokens = replace(

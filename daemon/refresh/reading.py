@@ -270,10 +270,12 @@ def _best_there_is(entry: Entry) -> str:
 
 
 def _reauthorize(entry: Entry) -> Problem:
+    # A connection that works, but not for longer than its token, has no failure to show.
+    why = "The grant has ended." if entry.refreshable else "The provider gave no refresh token."
     return Problem(
         409,
         "reauthorization_required",
-        f"{entry.failure or 'The grant has ended.'} A person must connect again: "
+        f"{entry.failure or why} A person must connect again: "
         f"POST /v1/connections/{entry.connection}/authorize gives the URL to open.",
         connection=entry.connection,
     )

@@ -216,7 +216,8 @@ class Recovery:
         await self._reconciliation.run()
         if not at_start:
             await self._reconciliation.claim_again()
-        self._later += self._reconciliation.take_later()
+        for entry in self._reconciliation.take_later():
+            self._put_off(entry)
 
     async def _trust(self) -> None:
         """Let claims be taken, but where a newer reply of another replica may be missing still.
@@ -284,13 +285,19 @@ class Recovery:
             fate = await self._recover(entry)
             match fate:
                 case Fate.LATER:
-                    self._later.append(entry)
+                    self._put_off(entry)
                 case Fate.KEPT:
                     self._kept.append(entry)
                 case _:
                     is_stored = fate in _IS_STORED
                     await self._ports.journal.settled(entry.attempt, stored=is_stored)
+                    self._refresher.attempts.waiting.pop(entry.attempt, None)
             self._pending.pop(0)
+
+    def _put_off(self, entry: JournaledReply) -> None:
+        """Try a reply again later; meanwhile this process must not send what it answers."""
+        self._later.append(entry)
+        self._refresher.attempts.waiting[entry.attempt] = entry.connection_id
 
     async def _recover(self, entry: JournaledReply) -> Fate:
         provider = self._ports.providers.get(entry.provider)
@@ -332,6 +339,7 @@ class Recovery:
             if claim.reason is RefusalReason.SENDING:
                 return Fate.LATER
             return await self._disown(entry, provider, outcome)
+        claim = replace(claim, was_in_doubt=entry.was_in_doubt)
         is_stored = await self._refresher.attempts.conclude(
             claim, provider, outcome, sent=Sent(at=entry.sent_at, duration=0.0)
         )

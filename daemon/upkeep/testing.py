@@ -188,7 +188,7 @@ class ConnectionTests:
                 initiator=Initiator.PROVIDER,
                 result=RevocationResult.DETECTED,
             )
-            parts.on_dead(connection.id)
+            await parts.on_dead(connection.id)
 
     async def _record(
         self, connection: Connection, provider: Provider, examined: Examined

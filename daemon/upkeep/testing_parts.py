@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -78,8 +78,8 @@ class Providers(Protocol):
 class TestingParts:
     """What testing works with. ``chance`` returns a number in [0, 1).
 
-    ``on_dead`` is told the id of a connection whose grant has turned out to have ended: the cache
-    must read it again. It must neither block nor raise.
+    ``on_dead`` is told the id of a connection whose grant has turned out to have ended. When it
+    returns, the cache here has read it again. It must not raise.
     """
 
     __test__ = False  # not a test of ours
@@ -92,4 +92,4 @@ class TestingParts:
     events: Events
     clock: Clock
     chance: Callable[[], float]
-    on_dead: Callable[[str], None] = lambda _: None
+    on_dead: Callable[[str], Awaitable[None]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import UTC, timedelta
 from functools import partial
+from math import inf
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 
 # Gauges are as old as this at a scrape; Prometheus' own default interval is a minute.
 _GAUGES = 5
+# Counting a million connections takes seconds: at most this share of the time is spent on it.
+_GAUGES_SHARE = 0.05
 # last_used_at is for people, who do not need it to the second; one statement for all connections.
 _USED = 30
 _PRUNE = 600
@@ -69,6 +72,7 @@ class Housekeeping:
         self._metrics = metrics
         self._clock = clock
         self._scheduler = AsyncIOScheduler(timezone=UTC)
+        self._counts_again_at = -inf
 
     def start(self) -> None:
         """Begin; the gauges are set at once."""
@@ -99,8 +103,10 @@ class Housekeeping:
             self._scheduler.shutdown(wait=False)
 
     async def set_gauges(self) -> None:
-        """Count connections and what is due."""
-        now = self._clock.now()
+        """Count connections and what is due, unless the last count was too dear to be so soon."""
+        now, began = self._clock.now(), self._clock.boottime()
+        if began < self._counts_again_at:
+            return
         census = await self._connections.census(now=now)
         self._metrics.set_connections(
             {(name, Status(status)): count for (name, status), count in census.connections.items()}
@@ -110,6 +116,8 @@ class Housekeeping:
             {name: moment for name, moment in census.soonest.items() if moment is not None}
         )
         self._metrics.set_refreshes_due(await self._refreshes.count_due(now=now))
+        took = self._clock.boottime() - began
+        self._counts_again_at = began + took / _GAUGES_SHARE
 
     async def remember_use(self) -> None:
         """Write down which connections were used."""

@@ -77,7 +77,7 @@ class Upkeep:
                 events=events,
                 clock=clock,
                 chance=chance,
-                on_dead=self.changed,
+                on_dead=self._dead,
             )
         )
         self.feed = Feed(history=storage.history, clock=clock)
@@ -98,6 +98,10 @@ class Upkeep:
         self._refreshing.publish(connection_id)
         self._refreshing.follower.hear(connection_id)
         self.told()
+
+    async def _dead(self, connection_id: str) -> None:
+        await self._refreshing.refresher.memory.reload_quietly(connection_id)
+        self.changed(connection_id)
 
     def told(self) -> None:
         """Look at the history soon: something was recorded in it."""

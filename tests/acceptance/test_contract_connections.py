@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+
 from tests.support.acme_service import AcmeService, query_of, walk
 from tests.support.polling import eventually
 from tests.support.tokenward import Reply, Tokenward
@@ -160,7 +161,7 @@ async def test_a_failed_revocation_is_tried_again(daemon: Tokenward, acme: AcmeS
 async def test_a_revocation_at_the_provider_is_detected(
     daemon: Tokenward, acme: AcmeService
 ) -> None:
-    """API and token endpoint refuse: told as such, counted, and the dead token is served no more."""
+    """API and token endpoint refuse: told, counted, and the dead token is served no more."""
     async with daemon:
         for name in ("expiring", "lasting"):
             acme.account = name
@@ -244,8 +245,10 @@ async def test_bad_members_are_all_named(daemon: Tokenward, acme: AcmeService) -
     del acme
     body: dict[str, Any] = {
         "provider": "nobody",
-        **{"id": "bad id", "fields": 5, "scopes": "read", "metadata": 5, "tokens": 5},
-        **{"return_url": "https://evil.example/", "surplus": True},
+        "id": "bad id",
+        "return_url": "https://evil.example/",
+        "surplus": True,
+        **dict.fromkeys(("fields", "scopes", "metadata", "tokens"), 5),
     }
     async with daemon:
         reply = await daemon.request("POST", "/v1/connections", json=body)

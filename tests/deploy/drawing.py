@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
-from itertools import count
 
 _Scale = Callable[[float], float]
+_Points = Sequence[tuple[float, float]]
 
 _PALETTE = ("#3a78c2", "#e8801a", "#3d9a50", "#c9303e", "#8a4fbf", "#1aa3a3", "#b0762e", "#777777")
-_SEVERE = "#c9303e"
+_FIRING, _BAND, _GRID, _DARK, _NAMED = "#c9303e", "#f3d9a8", "#e6e8ec", "#222222", "#8a5a00"
 _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 190, 56, 10, 8, 20
-_ROW = 20
-_COLUMNS = 3
-# A gap of more than so many minutes is a gap.
+# Of the chart of alerts: room for their names, and for those of what happened.
+_NAMES, _HEAD, _ROW = 330, 18, 20
+_COLUMNS, _SPACE, _PADDING = 3, 10, 11
+# Title and legend of a panel.
+_AROUND = 88
+# No point for so many minutes is a gap.
 _GAP = 0.5
 _STYLE = """
-body { margin: 0; padding: 12px; font: 12px system-ui, "DejaVu Sans", sans-serif; background: #f2f3f5; color: #222 }
+body { margin: 0; padding: 12px; background: #f2f3f5; color: #222;
+       font: 12px system-ui, "DejaVu Sans", sans-serif }
 main { display: grid; grid-template-columns: repeat(3, 1fr); gap: 10px }
 section { background: #fff; border: 1px solid #dcdee3; border-radius: 4px; padding: 8px 10px }
 section.wide { grid-column: 1 / -1 }
 h2 { font-size: 13px; margin: 0 0 4px; font-weight: 600 }
-svg { display: block } text { font: 11px system-ui, "DejaVu Sans", sans-serif; fill: #666 }
-ul { list-style: none; margin: 4px 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 12px; min-height: 32px; color: #444 }
-li { font-size: 11px } i { display: inline-block; width: 10px; height: 3px; margin-right: 5px; vertical-align: middle }
+svg { display: block }
+text { font: 11px system-ui, "DejaVu Sans", sans-serif }
+ul { list-style: none; margin: 4px 0 0; padding: 0; min-height: 32px; color: #444;
+     display: flex; flex-wrap: wrap; gap: 2px 12px; align-content: start }
+li { font-size: 11px }
+i { display: inline-block; width: 10px; height: 3px; margin-right: 5px; vertical-align: middle }
 """
 
 
@@ -43,13 +50,13 @@ class Line:
     """One series: pairs of minute and value."""
 
     name: str
-    points: Sequence[tuple[float, float]]
+    points: _Points
     color: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """One panel."""
+    """One panel, from minute 0 to ``end``."""
 
     title: str
     unit: str
@@ -63,31 +70,27 @@ class Chart:
 def page(charts: Sequence[Chart], *, width: int) -> tuple[str, int]:
     """Return a page, and how high it is."""
     inner = width - 24
-    column = (inner - 10 * (_COLUMNS - 1)) // _COLUMNS
-    sections, height, small = [], 24, 0
+    column = (inner - _SPACE * (_COLUMNS - 1)) // _COLUMNS
+    sections, height, small = list[str](), 24, 0
     for chart in charts:
+        title = f"<h2>{escape(chart.title)}</h2>"
         if chart.is_timeline:
-            body, drawn = _timeline(chart, inner - 22)
-            sections.append(f'<section class="wide"><h2>{escape(chart.title)}</h2>{body}</section>')
+            body, drawn = _timeline(chart, inner - 2 * _PADDING)
+            sections.append(f'<section class="wide">{title}{body}</section>')
             height += drawn + 46
         else:
             small += 1
-            body = _graph(chart, column - 22)
-            sections.append(f"<section><h2>{escape(chart.title)}</h2>{body}</section>")
-    height += math.ceil(small / _COLUMNS) * (_HEIGHT + 88)
-    return (
-        f"<!doctype html><meta charset=utf-8><style>{_STYLE}</style><main>{''.join(sections)}</main>",
-        height,
-    )
+            sections.append(f"<section>{title}{_graph(chart, column - 2 * _PADDING)}</section>")
+    height += math.ceil(small / _COLUMNS) * (_HEIGHT + _AROUND)
+    main = f"<main>{''.join(sections)}</main>"
+    return f"<!doctype html><meta charset=utf-8><style>{_STYLE}</style>{main}", height
 
 
 def _graph(chart: Chart, width: int) -> str:
-    lines = _stacked(chart.lines) if chart.stacked else list(chart.lines)
-    values = [v for line in lines for _, v in line.points if math.isfinite(v)]
-    low, high = min([0.0, *values]), max(values, default=1.0) or 1.0
-    ticks = list(_ticks(low, high))
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
-    bottom = _HEIGHT - _BOTTOM
+    lines = _colored(_stacked(chart.lines) if chart.stacked else chart.lines)
+    values = [value for line in lines for _, value in line.points if math.isfinite(value)]
+    ticks = _ticks(min([0.0, *values]), max(values, default=1.0) or 1.0)
+    low, high, bottom = ticks[0], ticks[-1], _HEIGHT - _BOTTOM
 
     def x(minute: float) -> float:
         return _LEFT + minute / chart.end * (width - _LEFT - _RIGHT)
@@ -95,87 +98,67 @@ def _graph(chart: Chart, width: int) -> str:
     def y(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - _TOP)
 
-    parts = [_bands(chart.bands, x, top=_TOP, bottom=bottom)]
+    parts = [_tag("rect", **_box(x, band, _TOP, bottom), fill=_BAND) for band in chart.bands]
     for tick in ticks:
         parts.append(
-            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#e6e8ec"/>'
+            _tag("line", x1=_LEFT, x2=width - _RIGHT, y1=y(tick), y2=y(tick), stroke=_GRID)
         )
-        parts.append(
-            f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{_value(tick, chart.unit)}</text>'
-        )
+        parts.append(_text(_value(tick, chart.unit), _LEFT - 6, y(tick) + 4, anchor="end"))
     parts.append(_minutes(chart.end, x, bottom))
-    palette = count()
-    legend = []
-    # Stacks lie behind what is below them.
-    drawn = []
-    for line in lines:
-        color = line.color or _PALETTE[next(palette) % len(_PALETTE)]
-        legend.append(f'<li><i style="background:{color}"></i>{escape(line.name)}</li>')
-        drawn.append(
-            "".join(
-                _path(piece, x, y, color, fill=chart.stacked, floor=y(max(low, 0.0)))
-                for piece in _pieces(line)
-            )
-        )
-    parts += reversed(drawn)
-    svg = f'<svg width="{width}" height="{_HEIGHT}">{"".join(parts)}</svg>'
-    return f"{svg}<ul>{''.join(legend)}</ul>"
+    # The highest of a stack first: each lies behind what is below it.
+    for line in reversed(lines):
+        for piece in _pieces(line.points):
+            corners = [(x(minute), y(value)) for minute, value in piece]
+            parts.append(_drawn(corners, line.color or "", floor=y(0) if chart.stacked else None))
+    legend = (f'<li><i style="background:{one.color}"></i>{escape(one.name)}</li>' for one in lines)
+    return f"{_svg(width, _HEIGHT, parts)}<ul>{''.join(legend)}</ul>"
 
 
 def _timeline(chart: Chart, width: int) -> tuple[str, int]:
     names = list(dict.fromkeys(line.name for line in chart.lines))
-    left, top = 330, 18
-    bottom = top + _ROW * len(names)
+    bottom = _HEAD + _ROW * len(names)
 
     def x(minute: float) -> float:
-        return left + minute / chart.end * (width - left - _RIGHT)
+        return _NAMES + minute / chart.end * (width - _NAMES - _RIGHT)
 
-    parts = [_bands(chart.bands, x, top=top, bottom=bottom, named=True)]
+    parts = list[str]()
+    for band in chart.bands:
+        parts.append(_tag("rect", **_box(x, band, _HEAD, bottom), fill=_BAND))
+        parts.append(_text(band.name, x(band.begins), _HEAD - 5, color=_NAMED))
     for row, name in enumerate(names):
-        at = top + _ROW * row
-        parts.append(
-            f'<text x="{left - 8}" y="{at + 14}" text-anchor="end" style="fill:#222">{escape(name)}</text>'
-        )
-        parts.append(
-            f'<line x1="{left}" x2="{width - _RIGHT}" y1="{at + _ROW}" y2="{at + _ROW}" stroke="#eef0f3"/>'
-        )
+        top = _HEAD + _ROW * row
+        parts.append(_text(name, _NAMES - 8, top + 14, anchor="end", color=_DARK))
         for line in chart.lines:
-            if line.name == name:
-                for piece in _pieces(line):
-                    begins, ends = x(piece[0][0]), x(piece[-1][0])
-                    parts.append(
-                        f'<rect x="{begins:.1f}" y="{at + 4}" width="{max(ends - begins, 3):.1f}" height="{_ROW - 8}" rx="2" fill="{_SEVERE}"/>'
-                    )
+            for piece in _pieces(line.points) if line.name == name else ():
+                band = Band(name=name, begins=piece[0][0], ends=piece[-1][0])
+                parts.append(_tag("rect", **_box(x, band, top + 4, top + _ROW - 4), fill=_FIRING))
     parts.append(_minutes(chart.end, x, bottom))
-    return f'<svg width="{width}" height="{bottom + 22}">{"".join(parts)}</svg>', bottom + 22
+    return _svg(width, bottom + 22, parts), bottom + 22
 
 
-def _bands(bands: Sequence[Band], x: _Scale, *, top: int, bottom: int, named: bool = False) -> str:
-    parts = []
-    for band in bands:
-        begins, ends = x(band.begins), x(band.ends)
-        parts.append(
-            f'<rect x="{begins:.1f}" y="{top}" width="{max(ends - begins, 2):.1f}" height="{bottom - top}" fill="#f3d9a8" opacity="0.55"/>'
-        )
-        if named:
-            parts.append(
-                f'<text x="{begins:.1f}" y="{top - 5}" style="fill:#8a5a00">{escape(band.name)}</text>'
-            )
-    return "".join(parts)
+def _colored(lines: Sequence[Line]) -> list[Line]:
+    palette = iter(_PALETTE * (len(lines) // len(_PALETTE) + 1))
+    return [line if line.color else replace(line, color=next(palette)) for line in lines]
 
 
-def _minutes(end: float, x: _Scale, bottom: float) -> str:
-    step = 5 if end <= 60 else 15
-    marks = range(0, int(end) + 1, step)
-    return "".join(
-        f'<text x="{x(mark):.1f}" y="{bottom + 15:.0f}" text-anchor="middle">{mark} min</text>'
-        for mark in marks
-    )
+def _stacked(lines: Sequence[Line]) -> list[Line]:
+    """Return lines on top of each other, less those that are 0 throughout."""
+    sums: dict[float, float] = {}
+    found = list[Line]()
+    for line in lines:
+        values = {minute: value for minute, value in line.points if math.isfinite(value)}
+        if not any(values.values()):
+            continue
+        for minute, value in values.items():
+            sums[minute] = sums.get(minute, 0.0) + value
+        found.append(replace(line, points=[(minute, sums[minute]) for minute in values]))
+    return found
 
 
-def _pieces(line: Line) -> Iterator[list[tuple[float, float]]]:
+def _pieces(points: _Points) -> Iterator[list[tuple[float, float]]]:
+    """Yield what lies between gaps."""
     piece: list[tuple[float, float]] = []
-    for point in line.points:
+    for point in points:
         if not math.isfinite(point[1]):
             continue
         if piece and point[0] - piece[-1][0] > _GAP:
@@ -186,48 +169,57 @@ def _pieces(line: Line) -> Iterator[list[tuple[float, float]]]:
         yield piece
 
 
-def _path(
-    piece: list[tuple[float, float]], x: _Scale, y: _Scale, color: str, *, fill: bool, floor: float
-) -> str:
-    points = " ".join(f"{x(m):.1f},{y(v):.1f}" for m, v in piece)
-    area = ""
-    if fill:
-        first, last = x(piece[0][0]), x(piece[-1][0])
-        area = f'<polygon points="{first:.1f},{floor:.1f} {points} {last:.1f},{floor:.1f}" fill="#fff"/><polygon points="{first:.1f},{floor:.1f} {points} {last:.1f},{floor:.1f}" fill="{color}" opacity="0.35"/>'
-    return f'{area}<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>'
-
-
-def _stacked(lines: Sequence[Line]) -> list[Line]:
-    """Return lines on top of each other, less those that are 0 throughout."""
-    sums: dict[float, float] = {}
-    found = []
-    for line in lines:
-        if not any(v > 0 for _, v in line.points if math.isfinite(v)):
-            continue
-        points = []
-        for minute, value in line.points:
-            sums[minute] = sums.get(minute, 0.0) + (value if math.isfinite(value) else 0.0)
-            points.append((minute, sums[minute]))
-        found.append(Line(name=line.name, points=points, color=line.color))
-    return found
-
-
-def _ticks(low: float, high: float) -> Iterator[float]:
-    rough = (high - low) / 4 or 1.0
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round numbers, evenly spread, around two others."""
+    rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    tick = math.floor(low / step) * step
-    yield tick
-    while tick < high:
-        tick += step
-        yield tick
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _drawn(corners: _Points, color: str, *, floor: float | None) -> str:
+    """Return a line, with what is under it where there is a floor."""
+    line = _tag("polyline", points=_path(corners), fill="none", stroke=color)
+    if floor is None:
+        return line
+    area = _path([(corners[0][0], floor), *corners, (corners[-1][0], floor)])
+    white = _tag("polygon", points=area, fill="#ffffff")
+    return white + _tag("polygon", points=area, fill=color, opacity=0.35) + line
+
+
+def _minutes(end: float, x: _Scale, bottom: float) -> str:
+    marks = range(0, int(end) + 1, 5)
+    return "".join(_text(f"{mark} min", x(mark), bottom + 15, anchor="middle") for mark in marks)
+
+
+def _box(x: _Scale, band: Band, top: float, bottom: float) -> dict[str, float]:
+    begins = x(band.begins)
+    width = max(x(band.ends) - begins, 2.0)
+    return {"x": begins, "y": top, "width": width, "height": bottom - top}
 
 
 def _value(value: float, unit: str) -> str:
-    text = f"{value:.10g}" if abs(value) < 1e6 else f"{value:.3g}"
-    return {
-        "s": f"{text} s",
-        "reqps": f"{text}/s",
-        "ops": f"{text}/s",
-        "percentunit": f"{value:.0%}",
-    }.get(unit, text)
+    if unit == "percentunit":
+        return f"{value:.0%}"
+    suffix = {"s": " s", "reqps": "/s", "ops": "/s"}.get(unit, "")
+    return f"{value:.6g}{suffix}"
+
+
+def _path(corners: _Points) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+
+
+def _text(words: str, x: float, y: float, *, anchor: str = "start", color: str = "#666666") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}"'
+    return f"<text {place}>{escape(words)}</text>"
+
+
+def _tag(name: str, **attributes: float | str) -> str:
+    texts = ((k, v if isinstance(v, str) else f"{v:.2f}") for k, v in attributes.items())
+    inside = " ".join(f'{key}="{text}"' for key, text in texts)
+    return f"<{name} {inside}/>"
+
+
+def _svg(width: float, height: float, parts: Sequence[str]) -> str:
+    return f'<svg width="{width:.0f}" height="{height:.0f}">{"".join(parts)}</svg>'

@@ -76,6 +76,14 @@ class Prometheus:
         self._session: ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _start(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         config = {
             "global": {"scrape_interval": self._interval, "evaluation_interval": self._interval},
@@ -86,13 +94,11 @@ class Prometheus:
         }
         (self._directory / "prometheus.json").write_bytes(orjson.dumps(config))
         log = self._stack.enter_context((self._directory / "prometheus.log").open("wb"))
-        process = subprocess.Popen(  # noqa: S603 - found on this machine
-            [
-                self._executable,
-                f"--config.file={self._directory / 'prometheus.json'}",
-                f"--storage.tsdb.path={self._directory / 'data'}",
-                f"--web.listen-address={self.url.removeprefix('http://')}",
-            ],
+        process = await asyncio.create_subprocess_exec(
+            self._executable,
+            f"--config.file={self._directory / 'prometheus.json'}",
+            f"--storage.tsdb.path={self._directory / 'data'}",
+            f"--web.listen-address={self.url.removeprefix('http://')}",
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -102,7 +108,6 @@ class Prometheus:
             ClientSession(timeout=ClientTimeout(total=30))
         )
         await eventually(self._is_ready, within=60, what="Prometheus' start")
-        return self
 
     async def __aexit__(
         self,
@@ -139,6 +144,7 @@ class Prometheus:
             return False
 
 
-async def _ended(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    await asyncio.to_thread(process.wait, 30)
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        await asyncio.wait_for(process.wait(), 30)

@@ -25,9 +25,9 @@ _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\
 # A template's variable, or a pattern that can mean anything.
 _OPEN = re.compile(r"[$*+?.\[(\\]")
 _WORDS = frozenset(
-    "and or unless by without on ignoring group_left group_right bool offset sum min max avg count "
-    "topk bottomk rate irate increase delta changes absent min_over_time max_over_time clamp_min "
-    "histogram_quantile time vector scalar label_replace sort_desc inf".split()
+    {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool"}
+    | {"sum", "min", "max", "avg", "count", "topk", "rate", "increase", "changes", "absent"}
+    | {"min_over_time", "max_over_time", "histogram_quantile"}
 )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from tests.deploy.alert_cases import CASES, Case
+from tests.deploy.alert_cases import CASES, WELL, Case, in_a_fleet
 from tests.deploy.prometheus import MISSING, RULES, Rule, find, rules
 from tests.deploy.promql import exposed, recorded, strangers
 
@@ -81,7 +82,11 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
     document = {
         "rule_files": [str(RULES / "tokenward.alerts.yml")],
         "evaluation_interval": "1m",
-        "tests": [_promtool_test(case) for case in CASES],
+        "tests": [
+            *(_promtool_test(case, begins=bool(case.fires)) for case in CASES),
+            *(_promtool_test(in_a_fleet(case)) for case in CASES if case.fires),
+            _all_is_well(),
+        ],
     }
     file = tmp_path / "alerts.test.yml"
     file.write_bytes(orjson.dumps(document))
@@ -96,32 +101,42 @@ def _promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _promtool_test(case: Case) -> dict[str, Any]:
+def _promtool_test(case: Case, *, begins: bool = False) -> dict[str, Any]:
     rule = ALERTS[case.alert]
-    expected = [
-        {
-            "exp_labels": {**labels, **rule.labels},
-            "exp_annotations": {
-                name: _FIELD.sub(lambda found: _field(found[1], labels, value), text)
-                for name, text in rule.annotations.items()
-            },
-        }
-        for labels, value in case.fires
-    ]
+    expected = {case.at: [_expected(rule, labels, value) for labels, value in case.fires]}
+    if begins:
+        expected[case.at - 1] = []
     return {
         "name": f"{case.alert}: {case.why}",
         "interval": "1m",
         "input_series": [{"series": s, "values": v} for s, v in case.series.items()],
         "alert_rule_test": [
-            {"eval_time": f"{case.at}m", "alertname": case.alert, "exp_alerts": expected}
+            {"eval_time": f"{at}m", "alertname": case.alert, "exp_alerts": alerts}
+            for at, alerts in sorted(expected.items())
         ],
     }
 
 
-def _field(field: str, labels: Any, value: float) -> str:
+def _all_is_well() -> dict[str, Any]:
+    case = Case(alert=next(iter(ALERTS)), why="all is well", series=WELL, at=180)
+    quiet = [{"eval_time": "180m", "alertname": name, "exp_alerts": []} for name in ALERTS]
+    return {**_promtool_test(case), "alert_rule_test": quiet}
+
+
+def _expected(rule: Rule, labels: Mapping[str, str], value: float) -> dict[str, Any]:
+    def rendered(text: str) -> str:
+        return _FIELD.sub(lambda found: _field(found[1], labels, value), text)
+
+    return {
+        "exp_labels": {**labels, **rule.labels},
+        "exp_annotations": {name: rendered(text) for name, text in rule.annotations.items()},
+    }
+
+
+def _field(field: str, labels: Mapping[str, str], value: float) -> str:
     """Return what Prometheus puts in the place of a template's field."""
     if field.startswith("$labels."):
-        return str(labels[field.removeprefix("$labels.")])
+        return labels[field.removeprefix("$labels.")]
     if field == "$value | humanizePercentage":
         return f"{value * 100:.4g}%"
     matched = _FORMAT.fullmatch(field)

@@ -96,7 +96,8 @@ def _fuzz(target: Target, seconds: int) -> None:
 
 def _costs(target: Target, directory: Path) -> str:
     """Return what the dearest of all kept inputs costs, each alone, without instruments."""
-    inputs = [path.read_bytes() for path in sorted(directory.iterdir()) if path.is_file()]
+    broken = set(_broken(directory))
+    inputs = [path.read_bytes() for path in sorted(directory.iterdir()) if path not in broken]
     seconds = [_seconds(target, data) for data in inputs if len(data) <= target.longest]
     # Counting memory is slow: only where it may be much.
     largest = sorted(inputs, key=len)[-50:]

@@ -32,12 +32,14 @@ NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 SENT = "sent-refresh-token-canary"
 ISSUER = "https://as.example"
 _PLAIN = Provider(name="acme", client_id="us", client_secrets=(SecretStr("s"),), scopes=("read",))
+_NAMES = ("token.a", "token.id.x", "token.team.id", "token.list[0].id", "token.expires_in")
+_NAMING = replace(_PLAIN, reply_names=frozenset(_NAMES))
 _PROVIDERS = (
-    _PLAIN,
-    replace(_PLAIN, scopes=("a,b",), tokens_never_expire=True),
+    _NAMING,
+    replace(_NAMING, scopes=("a,b",), tokens_never_expire=True),
     replace(_PLAIN, scope_separator=","),
     replace(
-        _PLAIN,
+        _NAMING,
         token_response={
             "access_token": jmespath.compile("authed_user.access_token"),
             "expires_in": jmespath.compile("max(times)"),
@@ -76,7 +78,6 @@ _CLAIM = Claim(
 _CODE = re.compile(r"[\x20-\x7e]{1,64}", re.ASCII)
 _LONGEST_LIFETIME = 3_650 * 86_400.0
 _LONG_ENOUGH_TO_LOOK_FOR = 8
-_NAMES = ("token.a", "token.id.x", "token.team.id", "token.list[0].id", "token.expires_in")
 
 
 def token_reply(data: bytes) -> None:
@@ -208,7 +209,7 @@ def _check_endpoint(url: str) -> None:
     assert opened.user is None
     assert not opened.fragment
     # The one writes an IPv6 address out, the other not.
-    host = (parts.hostname or "").partition("%")[0]
+    host = parts.hostname or ""
     if ":" not in host:
         assert (opened.raw_host or "") == host, f"{opened.raw_host} is opened, {host} was checked"
 

@@ -241,6 +241,66 @@ def test_connect_refuses_what_cannot_be(shell: Shell) -> None:
     assert "--scope" in shell.fails(2, *again)
 
 
+def test_events(shell: Shell) -> None:
+    """The past is told oldest first, for people and for programs; an unknown id is 3."""
+    told = shell.prints("events", "acme-1").splitlines()
+    assert [line.split()[1] for line in told[:2]] == ["connection.created", "connection.authorized"]
+    printed = shell.prints("--output", "json", "events", "acme-1", "--limit", "2")
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert len(lines) == 2
+    assert all(set(line) >= {"id", "at", "connection", "type", "detail"} for line in lines)
+    assert "acme-2" in shell.prints("events")
+    assert "(unknown_connection)" in shell.fails(3, "events", "nobody")
+
+
+def test_a_test_that_is_not_configured(shell: Shell) -> None:
+    """`test` says what to configure; without a token it ends as `token` does."""
+    assert "(test_not_configured)" in shell.fails(1, "test", "acme-1")
+    assert "tokenward connect" in shell.fails(4, "test", "acme-2")
+    assert "(unknown_connection)" in shell.fails(3, "test", "nobody")
+
+
+def test_import_export_and_disconnect(shell: Shell, tmp_path: Path) -> None:
+    """A file may be imported again and again; what is exported has no secret; the end is 0."""
+    lines = [
+        {
+            "provider": "acme",
+            "id": f"moved-{number}",
+            "tokens": {
+                "refresh_token": f"{REFRESH_TOKEN}-{number}",
+                "access_token": ACCESS_TOKEN,
+                "expires_at": "2099-01-01T00:00:00Z",
+            },
+        }
+        for number in range(3)
+    ]
+    file = tmp_path / "moved.jsonl"
+    good = [json.dumps(line) for line in lines]
+    file.write_text("\n".join([good[0], "{", json.dumps({"provider": "other"}), good[1]]))
+    done = shell.run("import", str(file))
+    assert done.returncode == 1
+    assert "line 2:" in done.stderr
+    assert "line 3:" in done.stderr
+    file.write_text("\n".join([*good, ""]))
+    again = shell.run("import", str(file))
+    assert again.returncode == 0, again.stderr
+    assert "1 imported, 2 there already" in again.stdout + again.stderr
+    assert str(tmp_path / "none") in shell.fails(2, "import", str(tmp_path / "none"))
+
+    exported = shell.prints("export")
+    names = [json.loads(line)["id"] for line in exported.splitlines()]
+    assert {"acme-1", "acme-2", "moved-0", "moved-1", "moved-2"} <= set(names)
+    assert not [secret for secret in (ACCESS_TOKEN, REFRESH_TOKEN) if secret in exported]
+
+    assert "moved-0" in shell.prints("disconnect", "moved-0")
+    assert "(disconnected)" in shell.fails(4, "token", "moved-0")
+    shell.prints("disconnect", "moved-0")
+    for name in ("moved-0", "moved-1", "moved-2"):
+        shell.prints("disconnect", name, "--purge")
+        assert "(unknown_connection)" in shell.fails(3, "show", name)
+    assert "(unknown_connection)" in shell.fails(3, "disconnect", "moved-0")
+
+
 def test_check_beside_a_daemon(shell: Shell) -> None:
     """`check` looks into the running daemon's database and says that it runs."""
     done = shell.run("check", "--output", "json", environ={"ACME_SECRET": "x"})

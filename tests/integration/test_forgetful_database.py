@@ -267,8 +267,8 @@ async def test_an_incarnation_is_known_after_a_restart(
         await here.incarnations.beat()
         await goes_on(here, site.server)
         await here.incarnations.leave()
-        assert not await here.incarnations.is_known(await here.incarnations.current())
         await here.incarnations.prune()
+        assert await here.incarnations.is_known(await here.incarnations.current())
         (status,) = (await here.incarnations.standing(["a", "nobody"])).values()
         assert (status.status, status.generation) == (Status.ACTIVE, 3)
 
@@ -313,8 +313,28 @@ async def test_a_discarded_reply_is_never_stored(site: Site) -> None:
     async with site.running() as here:
         await here.add("a", site.server.grant())
         await here.exchange("a", site.server.grant(), stored=False)
-    async with site.running() as here:
-        await here.incarnations.leave()
+        await here.database.execute("DELETE FROM replicas")
     async with site.running() as here:
         assert (await here.stored("a"))[0] == 1
         await goes_on(here, site.server)
+
+
+@pytest.mark.parametrize(
+    ("since", "seen", "expected"),
+    [
+        ("1 minute", "now() - interval '1 minute'", False),
+        ("11 minutes", "now() - interval '1 minute'", True),
+        ("1 minute", "'-infinity'", True),
+        ("1 minute", "now() - interval '1 hour'", True),
+    ],
+)
+async def test_who_is_waited_for(site: Site, *, since: str, seen: str, expected: bool) -> None:
+    """Who was there at the end of the incarnation before and has not left, for ten minutes."""
+    async with site.running() as here:
+        await here.database.execute("DELETE FROM replicas")
+        await here.database.execute(
+            "INSERT INTO replicas (owner, incarnation, since, seen_at, seen_before) VALUES"
+            f" ('first', 'new', now() - interval '{since}', now(), now() - interval '2 minutes'),"
+            f" ('other', 'before', now() - interval '1 day', {seen}, NULL)"
+        )
+        assert await here.incarnations.all_replayed("new") is expected

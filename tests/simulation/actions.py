@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.disk_model import Disk
 from tests.simulation.loop import Life
 from tests.simulation.machines import Machine
+from tests.simulation.node import Node
 from tests.simulation.plan import Action, Kind
 
 if TYPE_CHECKING:
@@ -81,9 +82,11 @@ def _pause_by_steps(simulation: Simulation, action: Action, machine: Machine) ->
 
 
 def _halt(life: Life, action: Action, do: Callable[[], None]) -> None:
-    """Have something happen in the middle of an attempt, more often before its request leaves."""
+    """Have something happen in the middle of an attempt; a halt rather before it has sent."""
+    is_halt = action.kind in {Kind.PAUSE_SOON, Kind.SUSPEND_SOON}
+    place = action.size**2 if is_halt else action.size
     life.on_halt = do
-    life.halts_at = life.steps + 1 + int(action.size**2 * _STEPS_OF_AN_ATTEMPT)
+    life.halts_at = life.steps + 1 + int(place * _STEPS_OF_AN_ATTEMPT)
 
 
 def _pause(simulation: Simulation, action: Action, machine: Machine) -> None:
@@ -92,7 +95,7 @@ def _pause(simulation: Simulation, action: Action, machine: Machine) -> None:
         return
     if action.lasts > simulation.plan.hold:
         simulation.trace.count("fault: stopped for longer than a claim lasts")
-    simulation.loop.stop(life)
+    simulation.loop.halt(life)
     slept = action.lasts if action.kind is Kind.SUSPEND_SOON else 0.0
 
     def resume() -> None:
@@ -184,7 +187,7 @@ def _reconnect(simulation: Simulation, action: Action, machine: Machine) -> None
         simulation.loop.start(node.life, node.reconnect(name, grant), "reconnect")
 
 
-def _some_node(simulation: Simulation, action: Action, machine: Machine):  # noqa: ANN202
+def _some_node(simulation: Simulation, action: Action, machine: Machine) -> Node | None:
     """Return the process that a person talks to: the machine's own or another one."""
     others = [one for one in simulation.machines if one in simulation.nodes]
     if not others:

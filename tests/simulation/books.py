@@ -49,6 +49,7 @@ class Committed:
     claim: Claim
     owner: str
     take_over_at: float
+    wall: datetime
     is_rolled_back: bool = False
 
 
@@ -80,14 +81,15 @@ class Books:
     on_claim: Callable[[str], None] = lambda _: None
     now: Callable[[], float]
     _seen: dict[str, Seen] = field(default_factory=dict)
-    _has_forgotten: bool = False
+    has_forgotten: bool = False
+    has_failed_over: bool = False
 
     # Claims and sends.
 
-    def claimed(self, claim: Claim, owner: str, take_over_at: float) -> None:
-        """A claim was committed."""
+    def claimed(self, claim: Claim, owner: str, *, take_over_at: float, wall: datetime) -> None:
+        """A claim was committed; ``wall`` is its owner's time when it was asked for."""
         self.claims[claim.attempt] = Committed(
-            claim=claim, owner=owner, take_over_at=take_over_at
+            claim=claim, owner=owner, take_over_at=take_over_at, wall=wall
         )
         if claim.was_in_doubt:
             self.trace.count("branch: claimed in doubt")
@@ -108,7 +110,8 @@ class Books:
             if row.attempt != claim.attempt and not committed.is_rolled_back:
                 self.trace.fail("PO5", f"{name}: sent while another attempt is open")
         self._check_journal(value, claim.tokens.generation, machine)
-        self._check_haste(value, claim, machine.clock.now())
+        # A clock that was set right since the claim makes nothing hasty.
+        self._check_haste(value, claim, max(committed.wall, machine.clock.now()))
         send = Send(attempt=claim.attempt, at=now)
         if self.sends.get(value) and not self._is_static(value):
             self.trace.count("branch: resend")
@@ -121,7 +124,7 @@ class Books:
             is_it = committed.owner == owner and committed.claim.tokens.refresh_token == value
             if is_it and attempt not in sent:
                 return committed
-        self.trace.fail("PO1", f"{value} was sent without a committed claim")
+        return self.trace.fail("PO1", f"{value} was sent without a committed claim")
 
     def _check_journal(self, value: str, generation: int, machine: Machine) -> None:
         for reply in self._family(value).replies:
@@ -228,9 +231,10 @@ class Books:
                 reply.kept_on, reply.kept_volume = machine, machine.volume
                 reply.is_pending = True
                 self.trace.count("branch: kept without an answer")
-            elif is_here and reply.is_pending and attempt not in there:
-                if not self._is_superseded(reply):
-                    self.trace.fail("PO3", f"reply {reply.number} is not in its journal")
+                continue
+            is_gone = is_here and reply.is_pending and attempt not in there
+            if is_gone and not self._is_superseded(reply):
+                self.trace.fail("PO3", f"reply {reply.number} is not in its journal")
         if pending:
             self.trace.count("branch: replies recovered")
 
@@ -261,8 +265,8 @@ class Books:
     def settling(self, settlements: Iterable[Settlement]) -> None:
         """A process asks for settlements: their tokens must be on a disk by now."""
         for settlement in settlements:
-            reply = self.reply_of(settlement.tokens)
-            if reply is None or reply.was_stored or reply.is_refused_by_disk:
+            reply = self.replies.get(settlement.attempt)
+            if settlement.tokens is None or reply is None or reply.is_refused_by_disk:
                 continue
             if reply.kept_on is not None:
                 continue
@@ -279,7 +283,7 @@ class Books:
 
     def rolled_back(self) -> None:
         """The database has lost its last commits."""
-        self._has_forgotten = True
+        self.has_forgotten = True
         self.claims = {
             attempt: replace(committed, is_rolled_back=True)
             for attempt, committed in self.claims.items()
@@ -297,7 +301,7 @@ class Books:
 
     def _compare(self, name: str, before: Seen, now: Seen, statement: str) -> None:
         rise = now.tokens.generation - before.tokens.generation
-        if rise < 0 or (rise > 1 and not self._has_forgotten):
+        if rise < 0 or (rise > 1 and not self.has_forgotten):
             self.trace.fail("PO4", f"{name}: generation moved by {rise} in {statement}")
         if now.epoch < before.epoch:
             self.trace.fail("PO9", f"{name}: an epoch went back in {statement}")
@@ -336,7 +340,7 @@ class Books:
         ]
 
     def reply_of(self, tokens: TokenSet | None) -> Reply | None:
-        """Return the reply that tokens came with; of a salvaged one, that with its refresh token."""
+        """Return the reply of tokens; of salvaged ones that with their refresh token."""
         if tokens is None:
             return None
         reply = self.provider.by_access.get(tokens.access_token)
@@ -345,10 +349,8 @@ class Books:
         family = self.provider.by_token.get(tokens.refresh_token or "")
         if family is None:
             return reply
-        found = (
-            one for one in reversed(family.replies) if one.refresh_token == tokens.refresh_token
-        )
-        return next(found, reply)
+        found = [one for one in family.replies if one.refresh_token == tokens.refresh_token]
+        return max(found, key=lambda one: (one.kept_on is not None, one.number), default=reply)
 
     def _family(self, value: str) -> Family:
         return self.provider.by_token[value]

@@ -182,6 +182,7 @@ class DatabaseModel:
     def fail_over(self, chance: random.Random) -> None:
         """Promote the standby: what it had not received yet is gone."""
         self.starts += 1
+        self._books.has_failed_over = True
         lag = chance.uniform(0.0, _LAG)
         found = [one for one in self._snapshots if one.at >= self._loop.time() - lag]
         if not found:
@@ -227,9 +228,7 @@ class Way:
     chance: random.Random
     fault: Callable[[], StatementFault | None]
 
-    async def call(
-        self, statement: str, work: Callable[[Rows], Coroutine[Any, Any, _T]]
-    ) -> _T:
+    async def call(self, statement: str, work: Callable[[Rows], Coroutine[Any, Any, _T]]) -> _T:
         """Run a statement.
 
         Raises:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import random  # noqa: TID251 - a simulation's chance is its seed
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -70,9 +71,9 @@ class Disk:
             file.content = bytearray(file.durable + unsynced[:kept])
             file.durable = bytes(file.content)
 
-    def holds(self, text: bytes) -> bool:
-        """Tell whether the bytes are on the disk as they are."""
-        return any(text in file.content for file in self.files.values())
+    def holds(self, pattern: re.Pattern[bytes]) -> bool:
+        """Tell whether such bytes are on the disk."""
+        return any(pattern.search(file.content) for file in self.files.values())
 
 
 @dataclass(frozen=True, slots=True)

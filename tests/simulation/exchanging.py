@@ -17,9 +17,9 @@ from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet, lifetime_of, tokens_of
 from daemon.oauth.token_reply import read_reply
 from daemon.refresh import policy
-from tests.simulation.store_model import StoreOverWay
 from tests.simulation.journal_model import access_token_in
 from tests.simulation.machines import Machine
+from tests.simulation.store_model import StoreOverWay
 from tests.simulation.world import World
 
 # completing.py
@@ -45,7 +45,9 @@ class Exchanging:
         try:
             generation, epoch = await self._store.begin(name)
             async with self._journal.reserved():
-                entry = await self._exchanged(name, provider, generation, epoch, grant)
+                entry = await self._exchanged(
+                    name, provider, generation=generation, epoch=epoch, grant=grant
+                )
         except (DatabaseUnavailableError, JournalError):
             return None
         tokens = self._tokens(entry, provider)
@@ -72,6 +74,7 @@ class Exchanging:
         self,
         name: str,
         provider: Provider,
+        *,
         generation: int,
         epoch: int,
         grant: Callable[[], RawReply],

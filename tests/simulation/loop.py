@@ -85,13 +85,15 @@ class Job:
         self.is_done = False
 
 
-class SimulatedLoop(asyncio.AbstractEventLoop):
+class SimulatedLoop(asyncio.BaseEventLoop):
     """Runs callbacks one by one; time passes only when none is ready.
 
     ``is_scrambled``: any ready callback may be next, else the first of any process.
     """
 
     def __init__(self, chance: random.Random, *, is_scrambled: bool) -> None:
+        self._is_closed = self._is_in_run = False
+        super().__init__()
         self._chance = chance
         self._is_scrambled = is_scrambled
         self._ready: list[Callback] = []
@@ -99,7 +101,6 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._order = 0
         self._now = 0.0
         self._tasks: list[asyncio.Task[Any]] = []
-        self._is_closed = False
         self._is_ended = False
         self.steps = 0
         self.errors: list[str] = []
@@ -115,8 +116,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return False
 
     def is_running(self) -> bool:
-        """Tell whether it is not closed."""
-        return not self._is_closed
+        """Tell whether ``run`` runs."""
+        return self._is_in_run
 
     def is_closed(self) -> bool:
         """Tell whether the run is over."""
@@ -212,7 +213,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         """Start a task of a process."""
         return self.create_task(work, name=f"{life.name} {name}", context=life.context())
 
-    def stop(self, life: Life) -> None:
+    def halt(self, life: Life) -> None:
         """Let a process stand still, as SIGSTOP does; its deadlines go on."""
         life.is_running = False
 
@@ -233,10 +234,12 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def run(self, until: float, condition: Callable[[], bool] = lambda: False) -> None:
         """Run until a time, until ``condition`` holds (at a moment of rest), or until ``end``."""
         asyncio._set_running_loop(self)
+        self._is_in_run = True
         try:
             while not self._is_ended and self._advance(until, condition):
                 self._step()
         finally:
+            self._is_in_run = False
             asyncio._set_running_loop(None)
 
     def end(self) -> None:

@@ -225,17 +225,17 @@ class ProcessSession:
 
 
 def _granted(reply: Reply, fault: RequestFault | None) -> RawReply:
-    whole = granted(reply, "mac" if fault is RequestFault.UNUSABLE_TYPE else "Bearer")
+    whole = granted(reply, is_usable=fault is not RequestFault.UNUSABLE_TYPE)
     if fault is RequestFault.TRUNCATED:
         return replace(whole, body=whole.body[: len(whole.body) // 2])
     return whole
 
 
-def granted(reply: Reply, token_type: str = "Bearer") -> RawReply:
+def granted(reply: Reply, *, is_usable: bool = True) -> RawReply:
     """Return a reply's bytes (RFC 6749 5.1)."""
     members: dict[str, object] = {
         "access_token": reply.access_token,
-        "token_type": token_type,
+        "token_type": "Bearer" if is_usable else "mac",
         "expires_in": int(reply.lifetime),
         "refresh_token": reply.refresh_token,
     }

@@ -12,7 +12,7 @@ from daemon.config.settings import EncryptionKey
 from daemon.domain.connection import Connection
 from daemon.domain.errors import DatabaseUnavailableError, JournalError
 from daemon.domain.reply import NoReply, RawReply
-from daemon.domain.tokens import TokenSet, current_of
+from daemon.domain.tokens import CurrentToken, TokenSet, current_of
 from daemon.oauth.token_endpoint import TokenEndpoint
 from daemon.persistence.cipher import TokenCipher
 from daemon.refresh.attempts import Ports
@@ -38,7 +38,7 @@ from tests.support.refreshing import RecordedEvents
 
 _KEY = EncryptionKey(id="k1", secret=bytes(32))
 # The follower looks for news this often at most: a poll each 0.7 s is most of a run's work.
-_FOLLOWS = 20.0
+_FOLLOWS = 30.0
 _CLEANS = 120.0
 # lifecycle.py
 _GRACE = 70.0
@@ -78,9 +78,7 @@ class Events(RecordedEvents):
 class Node:
     """A process of its construction. It must be built in its life's context."""
 
-    def __init__(
-        self, world: World, machine: Machine, life: Life, way: Way
-    ) -> None:
+    def __init__(self, world: World, machine: Machine, life: Life, way: Way) -> None:
         self.world = world
         self.machine = machine
         self.life = life
@@ -216,17 +214,17 @@ class Node:
 
     async def disconnect(self, name: str) -> None:
         """Disconnect, as ``daemon.upkeep.disconnecting`` does; again until it is certain."""
-        while True:
-            try:
-                ended = await self.store.disconnect(name)
-                break
-            except DatabaseUnavailableError:
-                await self.machine.clock.sleep(1.0)
-        self.cache.put(ended)
+        self.cache.put(await self._disconnected(name))
         self.world.books.known_ended.update(
             (self.life, family) for family in self.world.books.ended_of([name])
         )
         self.publish(name)
+
+    async def _disconnected(self, name: str) -> CurrentToken:
+        while True:
+            with suppress(DatabaseUnavailableError):
+                return await self.store.disconnect(name)
+            await self.machine.clock.sleep(1.0)
 
     async def reconnect(self, name: str, grant: Callable[[], RawReply]) -> None:
         """Exchange a code for a connection; ``grant`` is what the provider does."""

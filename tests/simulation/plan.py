@@ -113,7 +113,7 @@ def plan_of(seed: int) -> Plan:
     """Return the run of a seed. Odd seeds are liveness runs: few faults, which end."""
     chance = random.Random(f"plan {seed}")  # noqa: S311 - no secrets
     is_safety = seed % 2 == 0
-    machines = chance.choices((1, 2, 3, 4, 5), weights=(30, 45, 18, 4, 3))[0]
+    machines = chance.choices((1, 2, 3, 4, 5), weights=(33, 47, 14, 4, 2))[0]
     connections = chance.choices((1, 2, 3), weights=(60, 30, 10))[0]
     lifetime = chance.choice((60.0, 120.0, 120.0, 240.0))
     horizon = max(_SHORTEST_HORIZON, lifetime * _REFRESHES)

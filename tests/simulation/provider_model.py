@@ -119,9 +119,7 @@ class ProviderModel:
 
     def grant(self, connection: str, profile: Profile, *, lifetime: float, now: float) -> Reply:
         """Let a person authorize: a new family and its first reply."""
-        family = Family(
-            name=f"F{len(self.families) + 1}", connection=connection, profile=profile
-        )
+        family = Family(name=f"F{len(self.families) + 1}", connection=connection, profile=profile)
         self.families.append(family)
         return self._reply(family, None, None, lifetime=lifetime, now=now)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import structlog
@@ -50,7 +49,7 @@ from tests.support.memory_refreshes import MemoryRow
 
 # How long a process needs to start again, on the whole.
 _RESTART = 5.0
-_READS = 30
+_READS = 20
 # What the end of a run may take beside the life of a token: a claim that must pass first, the
 # retries after that, and a sweep.
 _SLACK = 240.0
@@ -393,6 +392,7 @@ class Simulation:
     def is_disconnected(self, name: str) -> bool:
         """Tell whether a connection is disconnected."""
         return self.rows.rows[name].status is Status.DISCONNECTED
+
 
 def run(plan: Plan, mutant: Mutant | None = None) -> Result:
     """Run a plan. Call it within ``silent_logs``."""

@@ -147,7 +147,7 @@ class StoreOverWay:
             self._incarnations.check()
             due = await rows.claim_due(room=room, owner=owner, hold=hold, now=now)
             for claim in due.claims:
-                self._committed(claim, owner, hold)
+                self._committed(claim, owner, hold, now)
             return due
 
         return await self._way.call("claim_due", work)
@@ -163,7 +163,7 @@ class StoreOverWay:
             self._incarnations.check()
             answer = await rows.claim(wanted, owner=owner, hold=hold, now=now)
             if isinstance(answer, Claim):
-                self._committed(answer, owner, hold)
+                self._committed(answer, owner, hold, now)
             return answer
 
         return await self._way.call("claim", work)
@@ -281,9 +281,9 @@ class StoreOverWay:
         """Return generation and status."""
         return await self._way.call("versions", lambda rows: rows.versions(ids))
 
-    def _committed(self, claim: Claim, owner: str, hold: timedelta) -> None:
-        now = self._way.loop.time()
-        self._books.claimed(claim, owner, now + hold.total_seconds())
+    def _committed(self, claim: Claim, owner: str, hold: timedelta, wall: datetime) -> None:
+        take_over_at = self._way.loop.time() + hold.total_seconds()
+        self._books.claimed(claim, owner, take_over_at=take_over_at, wall=wall)
         self._way.trace.tell(
             owner[:6],
             f"claimed {claim.connection_id} generation {claim.tokens.generation} "

@@ -19,7 +19,8 @@ class ViolationError(AssertionError):
 
 class Trace:
     """The lines of one run. ``met`` counts faults, branches and excuses by name;
-    ``violation`` is the first one found."""
+    ``violation`` is the first one found.
+    """
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self.lines: list[str] = []
@@ -36,7 +37,7 @@ class Trace:
         self.met[name] += 1
 
     def fail(self, obligation: str, what: str) -> NoReturn:
-        """End the run: an obligation does not hold. The code under test may catch what is raised."""
+        """End the run. The code under test may catch what is raised: nothing runs after it."""
         error = ViolationError(obligation, what)
         if self.violation is None:
             self.violation = error

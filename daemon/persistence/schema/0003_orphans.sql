@@ -24,11 +24,12 @@ CREATE TABLE orphans (
 );
 CREATE INDEX orphans_received ON orphans (received_at);
 
--- Who refreshes here, and which incarnation of the database each has compared with its journal.
--- Times are the database's.
+-- Who refreshes here, and which incarnation of the database each has compared with its journal:
+-- when it did, when it was last seen, and when in the incarnation before. Database's clock.
 CREATE TABLE replicas (
     owner text PRIMARY KEY,
     incarnation text NOT NULL,
     since timestamptz NOT NULL,
-    seen_at timestamptz NOT NULL
+    seen_at timestamptz NOT NULL,
+    seen_before timestamptz
 );

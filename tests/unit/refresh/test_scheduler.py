@@ -203,7 +203,7 @@ async def test_the_database_is_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "resent"), [(RotationKind.STATIC, 122), (RotationKind.STRICT, 3480)]
+    ("kind", "resent"), [(RotationKind.STATIC, 132), (RotationKind.STRICT, 3480)]
 )
 async def test_vanished_owners_are_taken_over(kind: RotationKind, resent: float) -> None:
     """A claim past its time is put in doubt, told, and resent when that is safe."""

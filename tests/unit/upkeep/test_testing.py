@@ -234,9 +234,12 @@ class Stage:
                 events=self.events,
                 clock=SteppedClock(),
                 chance=lambda: 0.5,
-                on_dead=self.reread.append,
+                on_dead=self._reread,
             )
         )
+
+    async def _reread(self, connection_id: str) -> None:
+        self.reread.append(connection_id)
 
     def get(self, name: str) -> Provider | None:
         """Return the provider."""
