@@ -82,7 +82,10 @@ class _Commands:
     async def _seed(self, first: int, count: int) -> None:
         for start in range(first, first + count, _SEEDED_AT_ONCE):
             await self._seed_some(range(start, min(start + _SEEDED_AT_ONCE, first + count)))
-        await self._daemon.storage.database.execute("VACUUM ANALYZE")
+        async with self._daemon.storage.database.acquire() as session:
+            await session.execute("SET statement_timeout = 0")
+            await session.execute("VACUUM ANALYZE")
+            await session.execute("RESET statement_timeout")
 
     async def _seed_some(self, numbers: range) -> None:
         now = SystemClock().now()

@@ -20,7 +20,9 @@ from daemon.domain.errors import DatabaseUnavailableError, JournalError
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.history import PostgresHistory
+from daemon.persistence.incarnations import Incarnations
 from daemon.persistence.journal import Journal
+from daemon.persistence.orphans import PostgresOrphans
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.refresh.cache import TokenCache
 from daemon.telemetry.metrics import Metrics
@@ -35,6 +37,8 @@ _GAUGES_SHARE = 0.05
 # last_used_at is for people, who do not need it to the second; one statement for all connections.
 _USED = 30
 _PRUNE = 600
+# Replicas are awaited after a restore that were seen in the last five minutes before it.
+_BEAT = 60
 _PRUNE_HISTORY = 3600
 # The shortest interval between two tests of a connection is a minute.
 _TESTS = 15
@@ -52,6 +56,8 @@ class Housekeeping:
         refreshes: PostgresRefreshes,
         authorizations: PostgresAuthorizations,
         history: PostgresHistory,
+        orphans: PostgresOrphans,
+        incarnations: Incarnations,
         tests: ConnectionTests,
         retention: Callable[[], timedelta],
         discovery: Discovery,
@@ -64,6 +70,8 @@ class Housekeeping:
         self._refreshes = refreshes
         self._authorizations = authorizations
         self._history = history
+        self._orphans = orphans
+        self._incarnations = incarnations
         self._tests = tests
         self._retention = retention
         self._discovery = discovery
@@ -81,6 +89,8 @@ class Housekeeping:
             self.remember_use: _USED,
             self.prune: _PRUNE,
             self.prune_history: _PRUNE_HISTORY,
+            self.prune_orphans: _PRUNE_HISTORY,
+            self.beat: _BEAT,
             self.test_connections: _TESTS,
             self.refresh_metadata: _METADATA,
             self.clean_journal: _CLEAN,
@@ -133,6 +143,17 @@ class Housekeeping:
     async def prune_history(self) -> None:
         """Remove events, and their deliveries, that are older than their retention."""
         await self._history.prune(self._clock.now() - self._retention())
+
+    async def prune_orphans(self) -> None:
+        """Remove late replies' tokens after 30 days, and replicas that are gone for good."""
+        removed = await self._orphans.prune(now=self._clock.now())
+        await self._incarnations.prune()
+        if removed:
+            log.info("orphans_removed", count=removed)
+
+    async def beat(self) -> None:
+        """Say that this replica lives, and look whether the database is still the same."""
+        await self._incarnations.beat()
 
     async def test_connections(self) -> None:
         """Test the connections whose turn it is."""

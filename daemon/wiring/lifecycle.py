@@ -22,6 +22,7 @@ from daemon.config.settings import Settings
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.oauth.api_session import ApiSession
 from daemon.oauth.outbound import Outbound
+from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.embedded.server import EmbeddedPostgres
 from daemon.persistence.journal import Journal
 from daemon.persistence.keyring import open_keyring
@@ -135,10 +136,19 @@ async def _build(settings: Settings, url: SecretStr, world: World, stack: AsyncE
         log.warning("configuration_warning", path="encryption.keys", detail=keyring.warning)
     configuration = Configuration(settings)
     telemetry = Telemetry(configuration, world)
-    storage = Storage(url, keyring, configuration, world=world, metrics=telemetry.metrics)
-    journal = Journal(settings.state_dir, storage.cipher, clock=world.clock, entropy=world.entropy)
+    cipher = TokenCipher(keyring.keys, entropy=world.entropy)
+    journal = Journal(settings.state_dir, cipher, clock=world.clock, entropy=world.entropy)
     stack.push_async_callback(journal.close)
     pending = journal.open()
+    storage = Storage(
+        url,
+        keyring,
+        configuration,
+        cipher=cipher,
+        owner=journal.owner,
+        world=world,
+        metrics=telemetry.metrics,
+    )
     telemetry.metrics.watch_journal(lambda: len(journal))
     return Daemon(
         configuration,
@@ -162,6 +172,7 @@ async def _open(daemon: Daemon, stack: AsyncExitStack, grace: _Grace) -> None:
     stack.push_async_callback(daemon.ops.stop)
     stack.push_async_callback(daemon.storage.database.close)
     await daemon.storage.database.start()
+    stack.push_async_callback(daemon.storage.owner_name.close)
     stack.push_async_callback(refreshing.notifications.close)
     await refreshing.notifications.start()
     stack.push_async_callback(refreshing.notifier.close)
@@ -194,7 +205,8 @@ def _background(daemon: Daemon) -> dict[str, Callable[[], Awaitable[None]]]:
         "notifications": refreshing.notifications.wait_closed,
         "notifier": refreshing.notifier.wait_closed,
         "scheduler": partial(_recover_then_refresh, daemon),
-        "recovery": partial(_finish_recovery, daemon),
+        "recovery": daemon.recovery.watch,
+        "owner name": daemon.storage.owner_name.run,
         "follower": refreshing.follower.run,
         "revoking": daemon.upkeep.revoking.run,
         "webhooks": daemon.upkeep.webhooks.run,
@@ -206,11 +218,6 @@ async def _recover_then_refresh(daemon: Daemon) -> None:
     """Store what the journal kept, as soon as the database is there; only then refresh."""
     await daemon.recovery.run()
     await daemon.refreshing.scheduler.run()
-
-
-async def _finish_recovery(daemon: Daemon) -> None:
-    await daemon.recovery.run()
-    await daemon.recovery.finish()
 
 
 async def _owned(work: Callable[[], Awaitable[None]]) -> None:
@@ -264,6 +271,7 @@ async def _drain(daemon: Daemon, grace: _Grace) -> None:
         log.warning("stopped_with_requests_in_flight", grace=_GRACE)
     try:
         await daemon.housekeeping.remember_use()
+        await daemon.storage.incarnations.leave()
     except DatabaseUnavailableError:
         return
 

@@ -16,6 +16,9 @@ from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.deliveries import PostgresDeliveries
 from daemon.persistence.history import EventRecorder, PostgresHistory
+from daemon.persistence.incarnations import Incarnations
+from daemon.persistence.orphans import PostgresOrphans
+from daemon.persistence.owner_name import OwnerName
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.persistence.revocations import PostgresRevocations
@@ -46,10 +49,12 @@ class Storage:
         keyring: keyrings.Keyring,
         configuration: Configuration,
         *,
+        cipher: TokenCipher,
+        owner: str,
         world: World,
         metrics: Metrics,
     ) -> None:
-        self.cipher = TokenCipher(keyring.keys, entropy=world.entropy)
+        self.cipher = cipher
         self._keyring = keyring
         self._clock = world.clock
         self.database = Database(
@@ -64,7 +69,12 @@ class Storage:
         self.deliveries = PostgresDeliveries(self.database)
         self.revocations = PostgresRevocations(self.database, self.cipher)
         self.connections = PostgresConnections(self.database, self.cipher, recorder)
-        self.refreshes = PostgresRefreshes(self.database, self.cipher, recorder=recorder)
+        self.incarnations = Incarnations(self.database, owner=owner)
+        self.owner_name = OwnerName(self.database, owner, clock=world.clock)
+        self.orphans = PostgresOrphans(self.database, self.cipher)
+        self.refreshes = PostgresRefreshes(
+            self.database, self.cipher, recorder=recorder, incarnations=self.incarnations
+        )
         self.authorizations = PostgresAuthorizations(
             self.database, self.cipher, self.connections, world.clock, recorder=recorder
         )

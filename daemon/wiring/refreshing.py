@@ -66,6 +66,7 @@ class Refreshing:
                 clock=clock,
                 chance=world.chance,
                 on_disowned=on_disowned,
+                late=storage.refreshes,
             ),
             cache=self.cache,
             slots=self.slots,

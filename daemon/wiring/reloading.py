@@ -104,5 +104,6 @@ class Reloading:
                     await daemon.storage.refreshes.reset_provider(path.split(".")[1])
         except DatabaseUnavailableError:
             log.warning("provider_state_not_reset")
+        daemon.recovery.wake()
         daemon.refreshing.scheduler.wake()
         log.info("configuration_reloaded", applied=list(found.applied))

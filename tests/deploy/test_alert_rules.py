@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.deploy.alert_cases import CASES, WELL, Case, in_a_fleet
+from tests.deploy.alert_cases import CASES
+from tests.deploy.alert_series import WELL, Case, in_a_fleet
 from tests.deploy.prometheus import MISSING, RULES, Rule, find, rules
 from tests.deploy.promql import exposed, recorded, strangers
 

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from daemon.cli.commands import app as command_line
 from daemon.domain.connection import Status
 from daemon.domain.outcome import FailureReason
 from daemon.oauth.authorization_words import OURS
+from daemon.persistence.postgres import Database
 from tests.deploy.prometheus import rules
 from tests.support.tokenward import ROOT
 
@@ -97,6 +100,24 @@ def test_every_failure_page_has_a_row(code: str) -> None:
 def test_every_error_of_a_connection_has_a_row(code: str) -> None:
     """What stands in last_error can be looked up."""
     assert code in _codes("Codes in last_error")
+
+
+@pytest.mark.parametrize("typed", sorted(set(re.findall(r"`tokenward ([^`]+)`", RUNBOOK))))
+def test_commands_in_the_runbook_exist(typed: str) -> None:
+    """Each command is one, and has the options that are shown with it."""
+    command: Any = get_command(command_line)
+    words = typed.split()
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    assert not hasattr(command, "commands")
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("query", re.findall(r"```sql\n(.*?)```", RUNBOOK, re.DOTALL))
+async def test_queries_in_the_runbook_run(query: str, database: Database) -> None:
+    """The schema has what they ask for."""
+    assert await database.fetch(query.strip().rstrip(";")) is not None
 
 
 def test_links_within_the_runbook_lead_to_sections() -> None:
