@@ -20,13 +20,28 @@ from daemon.persistence.life import ConnectionLife
 from daemon.persistence.postgres import DatabaseConnection
 from daemon.persistence.rows import SELECT_CONNECTION, connection_value, current_token
 
-_CURRENT = """
+_CURRENT_COLUMNS = """
 SELECT c.id, c.provider, c.status, c.last_error, c.created_at, t.generation, t.access_token,
        t.token_type, t.scopes, t.issued_at, t.expires_at,
        t.refresh_token IS NOT NULL AS has_refresh_token, s.due_at
-FROM connections c LEFT JOIN token_sets t ON t.connection_id = c.id
+"""
+_WITH_TOKENS = """
+LEFT JOIN token_sets t ON t.connection_id = c.id
 LEFT JOIN refresh_schedule s ON s.connection_id = c.id
 """
+_CURRENT = _CURRENT_COLUMNS + "FROM connections c" + _WITH_TOKENS
+
+# The few are chosen before anything is joined: sorting all with their tokens is a gigabyte on
+# disk where there are a million.
+_RECENTLY_USED = (
+    _CURRENT_COLUMNS
+    + """FROM (
+    SELECT * FROM connections WHERE status IN ('active', 'failing')
+    ORDER BY last_used_at DESC NULLS LAST, created_at DESC LIMIT $1
+) c"""
+    + _WITH_TOKENS
+    + "ORDER BY c.last_used_at DESC NULLS LAST, c.created_at DESC"
+)
 
 _INSERT = """
 INSERT INTO connections (id, provider, grant_type, status, label, label_is_set, fields,
@@ -149,12 +164,7 @@ class PostgresConnections(ConnectionLife):
         Only a few are in memory at a time: what is freed after a start is seldom given back.
         """
         async with self._database.transaction() as session:
-            rows = session.cursor(
-                _CURRENT + " WHERE c.status IN ('active', 'failing')"
-                " ORDER BY c.last_used_at DESC NULLS LAST, c.created_at DESC LIMIT $1",
-                limit,
-                prefetch=_AT_A_TIME,
-            )
+            rows = session.cursor(_RECENTLY_USED, limit, prefetch=_AT_A_TIME)
             async for row in rows:
                 yield current_token(row, self._cipher)
 

@@ -5,7 +5,7 @@ Each is one transaction together with its events, and bears being done again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,6 +22,14 @@ from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.revocations import count_revocations, queue_revocations, revocations_of
 from daemon.persistence.rows import failure_value
 from daemon.persistence.tested import claim_tests, store_test
+
+_LOCK = "SELECT 1 FROM connections WHERE id = $1 FOR UPDATE"
+
+# Also of the ids that were merged into it: they are the same account's.
+_FORGET_HISTORY = """
+DELETE FROM events WHERE connection_id = $1
+    OR connection_id IN (SELECT id FROM merged_connections WHERE survivor = $1)
+"""
 
 _UPDATE = """
 UPDATE connections
@@ -102,11 +110,18 @@ class ConnectionLife:
         self._recorder = recorder
 
     async def update(
-        self, connection_id: str, change: Change, *, now: datetime
+        self, connection_id: str, changing: Callable[[Connection], Change], *, now: datetime
     ) -> Connection | None:
-        """Change label, metadata and fields; ``None`` where there is no such connection."""
+        """Change label, metadata and fields; ``None`` where there is no such connection.
+
+        ``changing`` is given the connection while nobody else can change it, so that of two who
+        merge into its metadata neither is lost. What it raises changes nothing.
+        """
         async with self._database.transaction() as session:
-            found = await session.fetchval(
+            if await session.fetchval(_LOCK, connection_id) is None:
+                return None
+            change = changing(await locked_connection(session, connection_id))
+            await session.execute(
                 _UPDATE,
                 connection_id,
                 change.label,
@@ -114,7 +129,7 @@ class ConnectionLife:
                 None if change.fields is None else dict(change.fields),
                 now,
             )
-            return None if found is None else await locked_connection(session, connection_id)
+            return await locked_connection(session, connection_id)
 
     async def record_test(
         self,
@@ -205,7 +220,7 @@ class ConnectionLife:
             after = await locked_connection(session, connection_id)
             queued = await count_revocations(session, connection_id)
             if purge:
-                await session.execute("DELETE FROM events WHERE connection_id = $1", connection_id)
+                await session.execute(_FORGET_HISTORY, connection_id)
                 await session.execute("DELETE FROM connections WHERE id = $1", connection_id)
             else:
                 await self._recorder.record(session, events)

@@ -19,6 +19,7 @@ from daemon.domain.errors import Problem
 from daemon.domain.revocation import Initiator
 from daemon.oauth.authorization import Authorizer
 from daemon.persistence.connections import Filter, PostgresConnections
+from daemon.persistence.life import Change
 from daemon.refresh.reading import TokenReader
 from daemon.sidecar.access import unknown_connection
 from daemon.sidecar.bodies import MERGE_PATCH, read_json
@@ -89,9 +90,12 @@ class ConnectionRoutes:
         connection = await self._parts.finder.connection(request, Permission.MANAGE)
         provider = self._parts.settings().providers.get(connection.provider)
         body = await read_json(request, content_type=MERGE_PATCH)
-        change = read_change_request(body, connection, provider=provider)
+
+        def changing(current: Connection) -> Change:
+            return read_change_request(body, current, provider=provider)
+
         changed = await self._parts.connections.update(
-            connection.id, change, now=self._parts.clock.now()
+            connection.id, changing, now=self._parts.clock.now()
         )
         if changed is None:
             raise unknown_connection(connection.id)

@@ -42,6 +42,8 @@ _GRACE = 70.0
 _OPEN_FILES = 16_384
 # Entries read into memory at the start: all of a sidecar's, and quick for a large database.
 _WARM = 10_000
+# How long a start waits for its first gauges, in seconds.
+_FIRST_COUNT = 1.0
 _YOUNG_OBJECTS = 10_000
 
 # How long the start waits for the journal's replies to be stored. It goes on in the background.
@@ -232,7 +234,10 @@ async def _finish_start(daemon: Daemon, on_started: OnStarted | None) -> None:
             await daemon.storage.refreshes.add_providers(list(daemon.settings.providers))
             if len(daemon.refreshing.cache) == 0:
                 await _warm(daemon)
-            await daemon.housekeeping.set_gauges()
+            # What a scrape shows first; a large database is counted after the start.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_COUNT):
+                    await daemon.housekeeping.set_gauges()
             break
         except DatabaseUnavailableError:
             await asyncio.sleep(1)

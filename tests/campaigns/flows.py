@@ -273,7 +273,8 @@ class Runs:
 
     async def _first_start(self) -> str | None:
         """Start over an empty database."""
-        url = self._cluster.create_database()
+        # In a thread: PostgreSQL waits in it for those who log in just now, through our wires.
+        url = await asyncio.to_thread(self._cluster.create_database)
         directory = self._stage.daemon.directory / f"first-{next(NAMES)}"
         try:
             async with Stage(directory, self._cluster, url) as stage:
@@ -285,4 +286,4 @@ class Runs:
                 wrong = await runs._run(Flow.REFRESH, None, 0)
                 return wrong or self._bug(stage.daemon)
         finally:
-            self._cluster.drop_database(url)
+            await asyncio.to_thread(self._cluster.drop_database, url)

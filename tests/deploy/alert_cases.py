@@ -102,12 +102,12 @@ CASES = (
         series={**bare("process_open_fds", "500x20"), **bare("process_max_fds", "1000x20")}, at=6,
     ),
     Case(
-        alert="TokenwardConnectionsExpired", why="one, which a new daemon has not counted",
+        alert="TokenwardConnectionsExpired", why="two, of which a daemon has counted one so far",
         series={
-            f'tokenward_expired_connections{{{J},provider="acme"}}': "0 0 1x20",
-            f'tokenward_expired_connections{{{K},provider="acme"}}': "0x20",
+            f'tokenward_expired_connections{{{J},provider="acme"}}': "0 0 2x20",
+            f'tokenward_expired_connections{{{K},provider="acme"}}': "0 0 1x20",
         },
-        at=4, fires=((ACME, 1),),
+        at=4, fires=((ACME, 2),),
     ),
     Case(
         alert="TokenwardConnectionsExpired", why="an import that is refreshed at once",

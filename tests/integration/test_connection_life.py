@@ -197,22 +197,22 @@ async def test_a_change(life: Life, change: Change, expected: Mapping[str, Any])
     """What is given replaces what there was, and nothing else changes."""
     await life.add()
     before = await life.get()
-    changed = await life.connections.update("acme-1", change, now=LATER)
+    changed = await life.connections.update("acme-1", lambda _: change, now=LATER)
     assert changed == replace(before, updated_at=LATER, **expected)
     assert await life.get() == changed
 
 
 async def test_a_change_of_nobody(life: Life) -> None:
     """Who is not there cannot be changed."""
-    assert await life.connections.update("nobody", Change(label="x"), now=LATER) is None
+    assert await life.connections.update("nobody", lambda _: Change(label="x"), now=LATER) is None
 
 
 async def test_a_name_given_by_a_person(life: Life) -> None:
     """No test renames it, until the person gives the naming back."""
     await life.add()
-    await life.connections.update("acme-1", Change(label="Main"), now=LATER)
+    await life.connections.update("acme-1", lambda _: Change(label="Main"), now=LATER)
     assert (await life.tested("acme-1", ANNA)).connection.label == "Main"
-    given_back = await life.connections.update("acme-1", Change(label=""), now=LATER)
+    given_back = await life.connections.update("acme-1", lambda _: Change(label=""), now=LATER)
     assert given_back is not None
     assert given_back.label is None
     assert (await life.tested("acme-1", ANNA)).connection.label == "Anna"
@@ -546,3 +546,19 @@ async def test_one_token_that_cannot_be_decrypted(life: Life) -> None:
     (queued,) = await life.revocations.claim(now=LATER, hold=timedelta(minutes=1), limit=9)
     assert queued.token == "refresh"
     assert (await life.told())[-1][1]["tokens_undecryptable"] is True
+
+
+async def test_two_who_change_at_once_lose_nothing(life: Life) -> None:
+    """Each sees what the other has stored: both keys of the metadata are there afterwards."""
+    await life.add()
+
+    async def put(name: str) -> None:
+        await life.connections.update(
+            "acme-1", lambda now: Change(metadata={**now.metadata, name: "1"}), now=LATER
+        )
+
+    names = [f"k{number}" for number in range(10)]
+    await asyncio.gather(*map(put, names))
+    changed = await life.connections.get("acme-1")
+    assert changed is not None
+    assert changed.metadata.keys() >= set(names)

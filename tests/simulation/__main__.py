@@ -12,7 +12,8 @@ from tests.simulation import crashes
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.plan import STRICT, plan_of
 from tests.simulation.provider_model import Profile
-from tests.simulation.run import Result, run, silent_logs
+from tests.simulation.results import Result, silent_logs
+from tests.simulation.run import run
 
 _MUTANT_SEEDS = 1000
 _PROGRESS = 10.0

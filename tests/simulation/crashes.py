@@ -14,7 +14,8 @@ from tests.simulation.loop import Life
 from tests.simulation.machines import Machine
 from tests.simulation.plan import PROFILES, Plan
 from tests.simulation.provider_model import Profile
-from tests.simulation.run import Mutant, Result, Simulation
+from tests.simulation.results import Result
+from tests.simulation.run import Mutant, Simulation
 
 _LIFETIME = 60.0
 # The refresh is due at 45 s at the latest, and takes less than this.

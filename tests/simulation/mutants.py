@@ -214,7 +214,7 @@ MUTANTS = (
     Mutant(name="commit without a fence", rows=Unfenced),
     Mutant(
         name="retry at once at a strict provider",
-        rotation_of=lambda _: Rotation(RotationKind.STATIC),
+        rotation=lambda _: Rotation(RotationKind.STATIC),
     ),
     Mutant(name="no fdatasync", skips_sync=True),
     Mutant(name="claim over an open attempt", rows=ClaimsOpenAttempts),

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import random  # noqa: TID251 - a simulation's chance is its seed
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
-
-import structlog
 
 from daemon.config.settings import Refresh
 from daemon.domain.connection import Status
 from daemon.domain.errors import JournalError
-from daemon.domain.provider import (
-    ClientAuthentication,
-    Endpoints,
-    Provider,
-    Rotation,
-    RotationKind,
-)
+from daemon.domain.provider import Rotation
 from daemon.domain.reply import RawReply
-from daemon.domain.tokens import TokenSet
-from daemon.refresh import policy
 from tests.simulation.actions import act
 from tests.simulation.balance import balance, is_at_rest
 from tests.simulation.books import Books
-from tests.simulation.clocks import START, MachineClock
+from tests.simulation.clocks import MachineClock
 from tests.simulation.database_model import (
     DatabaseModel,
     Rows,
     StatementFault,
     Way,
 )
-from tests.simulation.disk_model import Disk, PowerGoneError
+from tests.simulation.disk_model import PowerGoneError
 from tests.simulation.loop import Life, SimulatedLoop
 from tests.simulation.machines import Machine
 from tests.simulation.network import Network, RequestFault, granted
@@ -43,9 +30,10 @@ from tests.simulation.node import Node
 from tests.simulation.plan import Plan
 from tests.simulation.provider_model import Profile, ProviderModel
 from tests.simulation.reads import read
+from tests.simulation.results import Result
+from tests.simulation.setting import machine_of, providers_of, rotation_of, row_of
 from tests.simulation.trace import Trace, ViolationError
 from tests.simulation.world import World
-from tests.support.memory_refreshes import MemoryRow
 
 # How long a process needs to start again, on the whole.
 _RESTART = 5.0
@@ -63,38 +51,7 @@ class Mutant:
     node: type[Node] = Node
     rows: type[Rows] = Rows
     skips_sync: bool = False
-    rotation_of: Callable[[Profile], Rotation] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a run came to. ``tail`` are the last lines of its trace."""
-
-    seed: int
-    digest: str
-    met: Counter[str] = field(default_factory=Counter)
-    violation: ViolationError | None = None
-    tail: tuple[str, ...] = ()
-    steps: int = 0
-
-
-@contextmanager
-def silent_logs() -> Iterator[None]:
-    """Drop what the daemon logs, after a look whether a token is in it (PO10)."""
-
-    def drop(_: Any, __: str, event: Any) -> Any:
-        if any("RT-" in str(value) or "AT-" in str(value) for value in event.values()):
-            raise ViolationError("PO10", f"a token is logged by {event.get('event')}")
-        if event.get("event") == "refresh_crashed":
-            raise ViolationError("PO8", f"a refresh of {event['connection']} crashed: {event}")
-        raise structlog.DropEvent
-
-    before = structlog.get_config()["processors"]
-    structlog.configure(processors=[drop])
-    try:
-        yield
-    finally:
-        structlog.configure(processors=before)
+    rotation: Callable[[Profile], Rotation] = rotation_of
 
 
 class Simulation:
@@ -136,16 +93,23 @@ class Simulation:
             books=self.books,
             trace=self.trace,
             chance=self.chance,
-            providers=self._providers(),
+            providers=providers_of(plan.profiles, self.mutant.rotation),
             settings=self.settings,
             publish=self._publish,
         )
-        self.machines = [self._machine(number) for number in range(plan.machines)]
+        self.machines = [
+            machine_of(plan, number, self.loop, self.chance, skips_sync=self.mutant.skips_sync)
+            for number in range(plan.machines)
+        ]
         self.books.machines = self.machines
         self.nodes: dict[Machine, Node] = {}
         self._armed: list[tuple[Machine, Callable[[], None]]] = []
         for number, profile in enumerate(plan.profiles):
-            self._connect(f"c{number}", profile)
+            name = f"c{number}"
+            reply = self.provider.grant(name, profile, lifetime=plan.lifetime, now=0.0)
+            reply.was_stored = True
+            rows.rows[name] = row_of(name, profile, reply, self.settings)
+        self.books.looked_at("start")
 
     def run(self) -> Result:
         """Run to the end, or to the first violation."""
@@ -328,57 +292,6 @@ class Simulation:
         if node is None or not machine.is_working:
             return
         self.loop.start(node.life, read(node, name, min_ttl=min_ttl), "read")
-
-    # The world at its start.
-
-    def _providers(self) -> Mapping[str, Provider]:
-        return {
-            profile.name: Provider(
-                name=profile.name,
-                client_id="us",
-                token_endpoint_auth_method=ClientAuthentication.NONE,
-                endpoints=Endpoints(token=f"https://{profile.name}.example/token"),
-                rotation=self._rotation(profile),
-                concurrency=2,
-            )
-            for profile in sorted(set(self.plan.profiles), key=lambda one: one.name)
-        }
-
-    def _rotation(self, profile: Profile) -> Rotation:
-        if self.mutant.rotation_of is not None:
-            return self.mutant.rotation_of(profile)
-        is_grace = profile.kind is RotationKind.GRACE
-        return Rotation(profile.kind, timedelta(seconds=profile.grace) if is_grace else None)
-
-    def _machine(self, number: int) -> Machine:
-        clock = MachineClock(
-            self.loop, error=self.plan.errors[number], rate=self.plan.drifts[number]
-        )
-        disk = Disk(self.chance)
-        disk.skips_sync = self.mutant.skips_sync
-        return Machine(name=f"m{number}", clock=clock, disk=disk)
-
-    def _connect(self, name: str, profile: Profile) -> None:
-        reply = self.provider.grant(name, profile, lifetime=self.plan.lifetime, now=0.0)
-        reply.was_stored = True
-        tokens = TokenSet(
-            generation=1,
-            access_token=reply.access_token,
-            refresh_token=reply.refresh_token,
-            token_type="Bearer",
-            scopes=(),
-            issued_at=START,
-            expires_at=START + timedelta(seconds=self.plan.lifetime),
-        )
-        self.rows.rows[name] = MemoryRow(
-            id=name,
-            provider=profile.name,
-            tokens=tokens,
-            due_at=policy.due_at(tokens, name, self.settings),
-            grant_generation=1,
-            granted_at=START,
-        )
-        self.books.looked_at("start")
 
     def grant(self, name: str) -> RawReply:
         """Let a person authorize again."""

@@ -19,7 +19,8 @@ from tests.simulation.mutants import MUTANTS
 from tests.simulation.network import RequestFault
 from tests.simulation.plan import Kind, plan_of
 from tests.simulation.provider_model import Profile
-from tests.simulation.run import Mutant, run, silent_logs
+from tests.simulation.results import silent_logs
+from tests.simulation.run import Mutant, run
 
 _SEEDS = Path(__file__).parent / "seeds"
 # One block of seeds for each test, so that a failure does not hide the rest.
@@ -38,7 +39,6 @@ _BRANCHES = (
     "branch: replies recovered",
     "branch: resend",
     "branch: resend at a strict provider",
-    "branch: an orphan is tried",
     "branch: claims held back for other replicas",
     "branch: recalled",
     "branch: refused in a new incarnation",
@@ -132,7 +132,8 @@ def test_the_same_seed_is_the_same_run_in_another_process() -> None:
     """Nothing depends on addresses or on the hash seed of a process."""
     code = (
         "from tests.simulation.plan import plan_of\n"
-        "from tests.simulation.run import run, silent_logs\n"
+        "from tests.simulation.results import silent_logs\n"
+        "from tests.simulation.run import run\n"
         "with silent_logs():\n"
         "    print(*(run(plan_of(seed)).digest for seed in range(10)))\n"
     )

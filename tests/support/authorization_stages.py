@@ -193,7 +193,7 @@ class PostgresAuthorizationStage(AuthorizationStage):
 
     async def name_it(self, name: str, label: str) -> None:
         """Set the label."""
-        assert await self.connections.update(name, Change(label=label), now=START)
+        assert await self.connections.update(name, lambda _: Change(label=label), now=START)
 
     async def survivor_of(self, name: str) -> str | None:
         """Return it."""

@@ -45,6 +45,8 @@ async def _counts(seconds: float) -> int:
         refreshes=store,
         authorizations=_NOBODY,
         history=_NOBODY,
+        orphans=_NOBODY,
+        incarnations=_NOBODY,
         tests=_NOBODY,
         retention=timedelta,
         discovery=_NOBODY,
