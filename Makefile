@@ -100,7 +100,7 @@ fuzz:  ## fuzz what reads foreign bytes, guided by coverage (TARGET=token_reply 
 	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(SECONDS)
 
 .PHONY: drill
-drill:  ## half an hour of outages, watched by Prometheus: which alerts fire, which clear
+drill:  ## 24 minutes of outages, watched by Prometheus: which alerts fire, which clear
 	@$(BOOTSTRAP) dev
 	$(BIN)/python -m tests.deploy.drill
 

@@ -35,6 +35,7 @@ _BEARER = "Bearer"
 _POLL_SECONDS = 0.005
 _PATIENCE = 120.0
 _SEEDED_AT_ONCE = 20_000
+_LONGEST_VACUUM = 1800.0
 
 
 def connection_id(number: int) -> str:
@@ -84,7 +85,7 @@ class _Commands:
             await self._seed_some(range(start, min(start + _SEEDED_AT_ONCE, first + count)))
         async with self._daemon.storage.database.acquire() as session:
             await session.execute("SET statement_timeout = 0")
-            await session.execute("VACUUM ANALYZE")
+            await session.execute("VACUUM ANALYZE", timeout=_LONGEST_VACUUM)
             await session.execute("RESET statement_timeout")
 
     async def _seed_some(self, numbers: range) -> None:

@@ -69,7 +69,10 @@ def parse(text: str, *, source: str) -> object:
     reading = _Construction(source)
     try:
         # Untyped in ruamel.yaml; _Construction tells the kinds of node apart.
-        root: Any = YAML(typ="safe", pure=True).compose(text)
+        yaml: Any = YAML(typ="safe", pure=True)
+        # An anchor may be used again (YAML 1.2.2 7.1). The warning would quote lines of the file.
+        yaml.composer.warn_double_anchors = False
+        root = yaml.compose(text)
         value = None if root is None else reading.value(root, ())
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

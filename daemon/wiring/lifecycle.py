@@ -43,7 +43,7 @@ _OPEN_FILES = 16_384
 # Entries read into memory at the start: all of a sidecar's, and quick for a large database.
 _WARM = 10_000
 # How long a start waits for its first gauges, in seconds.
-_FIRST_COUNT = 1.0
+_FIRST_COUNT = 0.5
 _YOUNG_OBJECTS = 10_000
 
 # How long the start waits for the journal's replies to be stored. It goes on in the background.

@@ -45,6 +45,7 @@ def _arguments() -> argparse.Namespace:
         "--request-timeout", type=int, default=30, help="claims last 60 s more than two"
     )
     race.add_argument("--lifetime", type=int, default=3600, help="of access tokens, in seconds")
+    race.add_argument("--insist", action="store_true", help="people ask during the pause, too")
     database = campaigns.add_parser("database", parents=[common], help="faults of PostgreSQL")
     database.add_argument("--step", type=int, default=1, help="sweep every so-many-th point")
     database.add_argument("--failovers", type=int, default=5, help="of each kind")
@@ -74,6 +75,7 @@ async def _race(directory: Path, cluster: Cluster, arguments: argparse.Namespace
         request_timeout=arguments.request_timeout,
         seed=arguments.seed,
         lifetime=arguments.lifetime,
+        insist=arguments.insist,
     )
     books = await RaceCampaign(directory, cluster.create_database(), plan).run()
     _say(f"{plan}\n{books}")

@@ -23,7 +23,11 @@ from tests.support.tokenward import Tokenward
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much of what. ``pause`` is for how many seconds ``paused`` replicas are stopped."""
+    """How much of what. ``pause`` is for how many seconds ``paused`` replicas are stopped.
+
+    ``insist``: meanwhile people ask for refreshes at the others, who are obeyed whatever the doubt:
+    what a stopped replica holds unread is then sent again. Else only callers ask.
+    """
 
     replicas: int
     connections: int
@@ -33,6 +37,7 @@ class Plan:
     request_timeout: int = 30
     seed: int = 1
     lifetime: int = 3600
+    insist: bool = False
 
 
 class RaceCampaign:
@@ -71,10 +76,10 @@ class RaceCampaign:
             await self._quiet(fleet)
             return await fleet.balance(excused=await self._excused(fleet))
 
-    async def _round(self, fleet: Fleet, replicas: list[Tokenward]) -> None:
-        """Force every connection at every replica at once, in both ways that callers have."""
+    async def _round(self, fleet: Fleet, replicas: list[Tokenward], *, insist: float = 0.7) -> None:
+        """Force every connection at every replica at once, a share of ``insist`` as people do."""
         asks = [
-            (fleet.force if self._chance.random() < 0.7 else fleet.newer)(replica, name)
+            (fleet.force if self._chance.random() < insist else fleet.newer)(replica, name)
             for name in self._names
             for replica in replicas
         ]
@@ -95,7 +100,7 @@ class RaceCampaign:
         loop = asyncio.get_running_loop()
         wakes_at = loop.time() + plan.pause
         while loop.time() < wakes_at:
-            await self._round(fleet, others)
+            await self._round(fleet, others, insist=0.7 if plan.insist else 0.0)
             await asyncio.sleep(1.0)
         for replica in paused:
             replica.signal(signal.SIGCONT)

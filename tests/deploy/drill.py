@@ -1,4 +1,4 @@
-"""``python -m tests.deploy.drill``: half an hour of bad luck, watched by a real Prometheus.
+"""``python -m tests.deploy.drill``: 24 minutes of bad luck, watched by a real Prometheus.
 
 A provider fails, a grant is revoked, the database goes away: the alerts of deploy/prometheus, with
 the durations that they have, must fire for what happened, for nothing else, and clear afterwards.
@@ -12,9 +12,8 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,20 @@ from aiohttp import ClientError
 from daemon.domain.clock import SystemClock, system_entropy
 from daemon.persistence.embedded.server import EmbeddedPostgres
 from tests.deploy.drawing import Band
+from tests.deploy.incidents import (
+    ACME,
+    END,
+    GLOBEX,
+    HEALED,
+    INCIDENTS,
+    OUTAGE,
+    REVOKED,
+    STARTED,
+    STOPPED,
+    Firing,
+    firing_of,
+    judge,
+)
 from tests.deploy.panels import draw
 from tests.deploy.prometheus import MISSING, Prometheus, find
 from tests.support.postgres import QUICK, Cluster
@@ -32,82 +45,11 @@ from tests.support.token_server import TokenServer, refuses, says
 from tests.support.tokenward import Tokenward
 
 _CLOCK = SystemClock()
-ACME, GLOBEX = "acme", "globex"
 _CONNECTIONS = 20
 # So short that an outage of minutes ends tokens, and 40 connections are refreshed all the time.
 _LIFETIMES = {ACME: 240, GLOBEX: 120}
 _READ_EVERY = 0.1
 _SCRAPE = 5
-
-# Minutes after the start: what begins then. The last one is the end.
-OUTAGE, REVOKED, HEALED, STOPPED, STARTED, END = 3, 4, 11, 17, 20, 28
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incident:
-    """What was done, from when to when (minutes), and the alerts that it must cause."""
-
-    name: str
-    begins: float
-    ends: float
-    alerts: frozenset[tuple[str, str]]
-    """Pairs of alert and provider; no provider where it is about the daemon."""
-    may: frozenset[tuple[str, str]] = frozenset()
-    """Alerts that depend on when tokens happen to end."""
-    clears_within: float = 11.0
-
-
-INCIDENTS = (
-    Incident(
-        name="acme answers 503",
-        begins=OUTAGE,
-        ends=HEALED,
-        alerts=frozenset(
-            (name, ACME)
-            for name in (
-                "TokenwardProviderCircuitOpen",
-                "TokenwardTokensAboutToExpire",
-                "TokenwardConnectionsExpired",
-                "TokenwardTokensUnavailable",
-                "TokenwardRefreshesFailing",
-            )
-        ),
-    ),
-    Incident(
-        name="a grant is revoked at globex",
-        begins=REVOKED,
-        ends=REVOKED,
-        alerts=frozenset({("TokenwardReauthorizationRequired", GLOBEX)}),
-        clears_within=18.0,
-    ),
-    Incident(
-        name="PostgreSQL is stopped",
-        begins=STOPPED,
-        ends=STARTED,
-        alerts=frozenset(
-            {
-                ("TokenwardDatabaseDown", ""),
-                ("TokenwardTokensAboutToExpire", ACME),
-                ("TokenwardTokensAboutToExpire", GLOBEX),
-            }
-        ),
-        may=frozenset(
-            (name, provider)
-            for name in ("TokenwardTokensUnavailable", "TokenwardConnectionsExpired")
-            for provider in (ACME, GLOBEX)
-        ),
-    ),
-)
-
-
-@dataclass(kw_only=True)
-class Firing:
-    """One alert that fired, in minutes after the start."""
-
-    alert: str
-    provider: str
-    labels: Mapping[str, str]
-    spans: list[tuple[float, float]] = field(default_factory=list)
 
 
 class Drill:
@@ -158,7 +100,7 @@ class Drill:
             self._began, self.started_at = time.monotonic(), _CLOCK.now().timestamp()
             names = await self._connect(daemon)
             reading = asyncio.create_task(self._read(daemon, names))
-            await self._suffer(acme, globex, postgres, daemon)
+            await self._suffer(acme, globex, postgres)
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             firings = await self._firings(prometheus)
@@ -176,15 +118,17 @@ class Drill:
                     provider=ACME,
                     bands=bands,
                 )
+            if not await daemon.has_started():
+                raise AssertionError("the daemon does not answer")
         return judge(firings, end=END)
 
     async def _suffer(
-        self, acme: TokenServer, globex: TokenServer, postgres: EmbeddedPostgres, daemon: Tokenward
+        self, acme: TokenServer, globex: TokenServer, postgres: EmbeddedPostgres
     ) -> None:
-        await self._until(OUTAGE, "acme answers 503")
-        acme.answer = says(503, {"message": "maintenance"})
         await self._until(REVOKED, "a grant is revoked at globex")
         globex.answer = _refuse_once(globex)
+        await self._until(OUTAGE, "acme answers 503")
+        acme.answer = says(503, {"message": "maintenance"})
         await self._until(HEALED, "acme is back")
         acme.answer = acme.grant
         await self._until(STOPPED, "PostgreSQL is stopped")
@@ -192,8 +136,6 @@ class Drill:
         await self._until(STARTED, "PostgreSQL is started")
         await postgres.start()
         await self._until(END, "the end")
-        assert daemon.process is not None
-        assert daemon.process.poll() is None, daemon.log()[-5000:]
 
     async def _until(self, minute: float, what: str) -> None:
         left = self._began + minute * 60 * self._pace - time.monotonic()
@@ -228,7 +170,7 @@ class Drill:
             end=str(_CLOCK.now().timestamp()),
             step=str(_SCRAPE),
         )
-        firings = [_firing(series, self.started_at) for series in found["result"]]
+        firings = [firing_of(series, self.started_at, every=_SCRAPE) for series in found["result"]]
         return sorted(firings, key=lambda one: (one.spans[0], one.alert, one.provider))
 
 
@@ -240,47 +182,6 @@ def _refuse_once(server: TokenServer) -> Answer:
         await refuses("invalid_grant")(wire)
 
     return answer
-
-
-def _firing(series: Mapping[str, Any], began: float) -> Firing:
-    labels = series["metric"]
-    firing = Firing(alert=labels["alertname"], provider=labels.get("provider", ""), labels=labels)
-    for at, _ in series["values"]:
-        minute = (float(at) - began) / 60
-        if firing.spans and minute - firing.spans[-1][1] < 2.5 * _SCRAPE / 60:
-            firing.spans[-1] = (firing.spans[-1][0], minute)
-        else:
-            firing.spans.append((minute, minute))
-    return firing
-
-
-def judge(firings: list[Firing], *, end: float) -> list[str]:
-    """Return what did not fire, fired for nothing, or did not clear. Pure."""
-    faults = []
-    for incident in INCIDENTS:
-        seen = {
-            (one.alert, one.provider)
-            for one in firings
-            for since, _ in one.spans
-            if incident.begins <= since <= incident.ends + incident.clears_within
-        }
-        faults += [
-            f"{incident.name}: {name} {p} did not fire" for name, p in incident.alerts - seen
-        ]
-    for one in firings:
-        for since, until in one.spans:
-            if not any(_explains(incident, one, since, until) for incident in INCIDENTS):
-                faults.append(f"{one.alert} {one.provider} fired from {since:.1f} to {until:.1f}")
-            if until > end - 0.5:
-                faults.append(f"{one.alert} {one.provider} has not cleared")
-    return faults
-
-
-def _explains(incident: Incident, firing: Firing, since: float, until: float) -> bool:
-    is_its_own = (firing.alert, firing.provider) in incident.alerts | incident.may
-    return (
-        is_its_own and incident.begins <= since and until <= incident.ends + incident.clears_within
-    )
 
 
 def _say(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.deploy.drawing import Band, Chart, Line, page
-from tests.deploy.drill import ACME, END, INCIDENTS, Firing, judge
+from tests.deploy.incidents import ACME, END, INCIDENTS, Firing, firing_of, judge
 
 RIGHT = [
     Firing(alert=alert, provider=provider, labels={}, spans=[(one.begins + 2, one.ends + 3)])
@@ -38,6 +38,17 @@ def test_an_alert_for_nothing_is_a_fault(since: float, until: float, fault: str)
         alert="TokenwardRefreshBacklog", provider=ACME, labels={}, spans=[(since, until)]
     )
     assert fault in judge([*RIGHT, wrong], end=END)
+
+
+def test_an_alert_that_fired_twice_has_two_spans() -> None:
+    """A gap that is longer than two scrapes ends a span."""
+    values = [[at, "1"] for at in (1060, 1065, 1070, 1180, 1185)]
+    series = {"metric": {"alertname": "TokenwardDown"}, "values": values}
+    spans = firing_of(series, 1000, every=5).spans
+    assert [(round(since, 2), round(until, 2)) for since, until in spans] == [
+        (1.0, 1.17),
+        (3.0, 3.08),
+    ]
 
 
 def test_a_page_has_titles_legends_and_bands() -> None:

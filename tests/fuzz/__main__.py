@@ -86,8 +86,7 @@ def _fuzz(target: Target, seconds: int) -> None:
         f"-timeout={_STUCK_SECONDS}",
         f"-rss_limit_mb={_MEMORY_MEGABYTES}",
         f"-artifact_prefix={directory}/",
-        f"-dict={words}",
-        "-print_final_stats=1",
+        *([f"-dict={words}"] if target.words else []),
     ]
     atheris.instrument_all()
     atheris.Setup([sys.argv[0], *options, str(directory)], target.run)

@@ -139,7 +139,7 @@ def allowed_hosts(data: bytes) -> None:
     assert is_allowed(found, _ALLOWED)
     for given in (url, found.url):
         parts, opened = urlsplit(given), URL(given, encoded=True)
-        assert (parts.hostname or "") == (opened.host or "") == found.host.strip("[]")
+        assert (parts.hostname or "") == (opened.host or "").lower() == found.host.strip("[]")
         assert parts.username is None
         assert opened.user is None
         assert (parts.port or {"https": 443, "http": 80}[parts.scheme]) == found.port

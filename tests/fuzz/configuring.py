@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from warnings import catch_warnings, simplefilter
 
 from daemon.config.document import parse
 from daemon.config.loading import load_settings
@@ -34,7 +35,10 @@ def configuration(data: bytes) -> None:
     try:
         path = directory / "tokenward.yaml"
         path.write_bytes(data)
-        settings = load_settings(path=path, environ=_ENVIRONMENT)
+        with catch_warnings():
+            # A library's warning goes to the log and may quote the file.
+            simplefilter("error")
+            settings = load_settings(path=path, environ=_ENVIRONMENT)
     except ConfigurationError as error:
         assert error.findings
         assert all(finding.message for finding in error.findings)

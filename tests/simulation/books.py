@@ -31,6 +31,8 @@ _TIME_TO_RECOVER = 130.0
 _TIME_TO_RETURN = 8.0
 # A request came to life after its sender had given it up: no client can call it back.
 LATE = "L late at the provider"
+# How long an asynchronous standby may lag behind: what a failover can lose.
+LAG = 3.0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -290,6 +292,8 @@ class Books:
         }
         for name, before in self._seen.items():
             row = self.rows.get(name)
+            if row is not None and row.epoch < before.epoch:
+                self._forget_disconnect(name)
             if row is None or row.tokens == before.tokens:
                 continue
             for family in self.provider.families:
@@ -298,6 +302,19 @@ class Books:
         self._seen = {
             name: Seen(row.tokens, row.status, row.epoch) for name, row in self.rows.items()
         }
+
+    def _forget_disconnect(self, name: str) -> None:
+        """A disconnect was lost with the commits: nobody can know of it."""
+        self.trace.count("excused: a disconnect was lost in a failover")
+        since = self.now() - LAG
+        lost = {
+            family.name
+            for family in self.provider.families
+            if family.connection == name and self.disconnected_at.get(family.name, 0.0) >= since
+        }
+        for family in lost:
+            del self.disconnected_at[family]
+        self.known_ended = {known for known in self.known_ended if known[1] not in lost}
 
     def _compare(self, name: str, before: Seen, now: Seen, statement: str) -> None:
         rise = now.tokens.generation - before.tokens.generation

@@ -20,7 +20,7 @@ from daemon.domain.claim import Abandoned, ClaimState, Standing
 from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.tokens import CurrentToken, TokenSet
-from tests.simulation.books import Books
+from tests.simulation.books import LAG, Books
 from tests.simulation.clocks import MachineClock
 from tests.simulation.loop import Life, SimulatedLoop
 from tests.simulation.machines import Machine
@@ -28,8 +28,6 @@ from tests.simulation.trace import Trace
 from tests.support.memory_refreshes import MemoryRefreshes, MemoryRow
 
 _T = TypeVar("_T")
-# How long an asynchronous standby may lag behind: what a failover can lose.
-_LAG = 3.0
 
 
 class StatementFault(Enum):
@@ -183,7 +181,7 @@ class DatabaseModel:
         """Promote the standby: what it had not received yet is gone."""
         self.starts += 1
         self._books.has_failed_over = True
-        lag = chance.uniform(0.0, _LAG)
+        lag = chance.uniform(0.0, LAG)
         found = [one for one in self._snapshots if one.at >= self._loop.time() - lag]
         if not found:
             return
@@ -202,7 +200,7 @@ class DatabaseModel:
             return
         now = self._loop.time()
         rows = {name: copy.copy(row) for name, row in self.rows.rows.items()}
-        self._snapshots = [one for one in self._snapshots if one.at >= now - _LAG]
+        self._snapshots = [one for one in self._snapshots if one.at >= now - LAG]
         self._snapshots.append(
             Snapshot(
                 now,

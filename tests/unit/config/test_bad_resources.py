@@ -374,8 +374,16 @@ def test_a_body_of_aliases(desk: Desk) -> None:
             "needs the field region, which a person may leave out; give that field required: true",
         ),
         ("api_base_url: http://localhost:9000", "api_base_url", "allow_private_hosts: true beside"),
-        ("api_base_url: https://192.168.0.1", "api_base_url", "allow_private_hosts: true beside it"),
-        ("api_base_url: 'https://[::1]:80/'", "api_base_url", "allow_private_hosts: true beside it"),
+        (
+            "api_base_url: https://192.168.0.1",
+            "api_base_url",
+            "allow_private_hosts: true beside it",
+        ),
+        (
+            "api_base_url: 'https://[::1]:80/'",
+            "api_base_url",
+            "allow_private_hosts: true beside it",
+        ),
         ("allowed_hosts: [localhost]", "allowed_hosts", "allow_private_hosts: true beside it"),
         ("allowed_hosts: [a.example, '10.0.0.1:80']", "allowed_hosts", "allow_private_hosts: true"),
         (
