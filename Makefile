@@ -76,7 +76,7 @@ race-test: PAUSED ?= 0
 race-test:  ## replicas that refresh the same at once (REPLICAS=10 CONNECTIONS=200 ROUNDS=10 PAUSED=0)
 	@$(BOOTSTRAP) dev
 	$(BIN)/python -m tests.campaigns race --replicas $(REPLICAS) --connections $(CONNECTIONS) \
-		--rounds $(ROUNDS) --paused $(PAUSED) $(if $(filter-out 0,$(PAUSED)),--request-timeout 1)
+		--rounds $(ROUNDS) --paused $(PAUSED) $(if $(filter-out 0,$(PAUSED)),--request-timeout 5)
 
 .PHONY: database-test
 database-test: STEP ?= 1

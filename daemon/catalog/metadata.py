@@ -95,7 +95,8 @@ def is_safe_endpoint(url: str) -> bool:
         host, _port = parts.hostname, parts.port
     except ValueError:
         return False
-    if not host or "@" in parts.netloc:
+    # A name has no escapes: what they would mean depends on who reads them.
+    if not host or "@" in parts.netloc or "%" in parts.netloc:
         return False
     return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
 

@@ -8,7 +8,6 @@ where it did not run, provably nothing left.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import zlib
 from collections.abc import Callable, Mapping
@@ -40,6 +39,7 @@ from yarl import URL
 
 from daemon.domain.reply import Fault, NoReply, RawReply
 from daemon.oauth.addresses import AddressRefusedError
+from daemon.oauth.patience import patience
 from daemon.oauth.token_request import USER_AGENT
 
 MAX_BODY = 1024 * 1024
@@ -212,7 +212,7 @@ async def send_once(
     """
     try:
         async with (
-            asyncio.timeout(hard_timeout),
+            patience(hard_timeout, has_sent=lambda: progress.sending),
             session.request(
                 method,
                 # Encoded: the endpoint's own query is kept byte for byte (RFC 6749 3.2).

@@ -32,8 +32,9 @@ class Memory:
         ended: dict[str, CurrentToken] = {}
         while ids:
             found, moved = await self._read(ids)
-            # Dropped while the database answered: the answer may be from before that.
-            again = [name for name in moved if name in found and self._cache.get(name) is None]
+            # Something else was learned while the database answered: the answer may be from before
+            # that, or what was learned from before the answer. Only another look tells.
+            again = [name for name in moved if name in found and self._is_other(found[name])]
             for name in set(ids).difference(again):
                 if name not in found:
                     self._cache.drop(name)
@@ -46,6 +47,14 @@ class Memory:
                     ended[name] = found[name]
                     again.append(name)
             ids = again
+
+    def _is_other(self, token: CurrentToken) -> bool:
+        """Tell whether memory, with no older news, says something else of a connection."""
+        known = self._cache.get(token.connection)
+        if known is None:
+            return True
+        said = (known.generation, known.status, known.failure)
+        return said != (token.generation, token.status, token.failure) and not known.outlasts(token)
 
     def _is_ended(self, name: str, token: CurrentToken) -> bool:
         """Tell whether a connection is said to be disconnected before what memory knows."""

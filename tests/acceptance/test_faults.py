@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -33,6 +34,12 @@ async def import_granted(daemon: Tokenward, server: OidcProvider, **tokens: str)
     return granted.access_token
 
 
+async def warned(daemon: Tokenward, connection: str) -> dict[str, Any] | None:
+    """Return a token's body once it has a warning."""
+    body = (await daemon.token(connection)).body
+    return body if "warning" in body else None
+
+
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
@@ -59,7 +66,10 @@ async def test_a_failing_provider_costs_a_warning(
             server.inject(grant_type="refresh_token", **fault)
             access_token = await import_granted(daemon, server)
             failing = await daemon.until_status("acme-1", "failing")
-            served = (await daemon.token("acme-1")).body
+            # The database tells before memory does, which has to ask it.
+            served = await eventually(
+                lambda: warned(daemon, "acme-1"), within=5, what="a token with a warning"
+            )
             fresh = await daemon.until_served("acme-1", after=1)
             recovered = await daemon.until_status("acme-1", "active")
             metrics = await daemon.metrics()

@@ -40,7 +40,7 @@ def _arguments() -> argparse.Namespace:
     race.add_argument("--connections", type=int, default=200)
     race.add_argument("--rounds", type=int, default=10)
     race.add_argument("--paused", type=int, default=0, help="replicas stopped in the middle")
-    race.add_argument("--pause", type=float, default=124.0, help="for so many seconds")
+    race.add_argument("--pause", type=float, default=140.0, help="for so many seconds")
     race.add_argument(
         "--request-timeout", type=int, default=30, help="claims last 60 s more than two"
     )

@@ -329,7 +329,15 @@ CASES = (
         series=histogram(
             "refresh_lag_seconds", {"60.0": "0+10x40", "300.0": "0+100x40", "+Inf": "0+100x40"}
         ),
-        at=6, fires=((JOB, 286.667),),
+        at=11, fires=((JOB, 286.667),),
+    ),
+    Case(
+        alert="TokenwardRefreshesLate", why="an outage is over, and all that was due comes at once",
+        series=histogram(
+            "refresh_lag_seconds",
+            {"60.0": "0x5 9+1x40", "300.0": "0x5 90+1x40", "+Inf": "0x5 90+1x40"},
+        ),
+        at=16,
     ),
     Case(
         alert="TokenwardRefreshesLate", why="nearly all within half a second",

@@ -11,10 +11,10 @@ _Scale = Callable[[float], float]
 _Points = Sequence[tuple[float, float]]
 
 _PALETTE = ("#3a78c2", "#e8801a", "#3d9a50", "#c9303e", "#8a4fbf", "#1aa3a3", "#b0762e", "#777777")
-_FIRING, _BAND, _GRID, _DARK, _NAMED = "#c9303e", "#f3d9a8", "#e6e8ec", "#222222", "#8a5a00"
+_FIRING, _BAND, _GRID, _DARK, _NAMED = "#c9303e", "#f9ebcf", "#e6e8ec", "#222222", "#8a5a00"
 _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 190, 56, 10, 8, 20
 # Of the chart of alerts: room for their names, and for those of what happened.
-_NAMES, _HEAD, _ROW = 330, 18, 20
+_NAMES, _HEAD, _ROW = 330, 32, 20
 _COLUMNS, _SPACE, _PADDING = 3, 10, 11
 # Title and legend of a panel.
 _AROUND = 88
@@ -122,9 +122,10 @@ def _timeline(chart: Chart, width: int) -> tuple[str, int]:
         return _NAMES + minute / chart.end * (width - _NAMES - _RIGHT)
 
     parts = list[str]()
-    for band in chart.bands:
+    for number, band in enumerate(chart.bands):
         parts.append(_tag("rect", **_box(x, band, _HEAD, bottom), fill=_BAND))
-        parts.append(_text(band.name, x(band.begins), _HEAD - 5, color=_NAMED))
+        # On two lines in turn: what follows soon would be written over it.
+        parts.append(_text(band.name, x(band.begins), _HEAD - 5 - number % 2 * 14, color=_NAMED))
     for row, name in enumerate(names):
         top = _HEAD + _ROW * row
         parts.append(_text(name, _NAMES - 8, top + 14, anchor="end", color=_DARK))
