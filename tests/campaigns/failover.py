@@ -153,7 +153,7 @@ class FailoverCampaign:
         return min(at for at in self._refreshed_at if at > since)
 
     async def _count_claims(self, pair: Pair) -> None:
-        connection = await asyncpg.connect(pair.url)
+        connection = await asyncpg.connect(pair.standby.url())
         try:
             rows = await connection.fetch("SELECT state FROM refresh_schedule")
         finally:
