@@ -47,7 +47,7 @@ bench:  ## the measurements of bench/, on this machine
 
 .PHONY: kill-test
 kill-test: KILLS ?= 300
-kill-test:  ## kill the daemon at random moments, then account for every token (KILLS=300)
+kill-test:  ## kill the daemon at named moments and at random, account for every token (KILLS=300)
 	@$(BOOTSTRAP) dev
 	$(BIN)/python -m tests.campaigns kill --kills $(KILLS)
 
@@ -111,6 +111,8 @@ lock:  ## newest versions into requirements/*.lock (needs uv)
 		--constraint requirements/run.lock pyproject.toml -o requirements/dev.lock
 	$(COMPILE) --upgrade --extra demo --group build --group test --group check --group fuzz \
 		--constraint requirements/dev.lock pyproject.toml -o requirements/fuzz.lock
+	$(COMPILE) --constraint requirements/run.lock pyproject.toml -o requirements/image.lock
+	$(COMPILE) --constraint requirements/run.lock --group build -o requirements/build.lock
 
 .PHONY: clean
 clean:  ## remove everything that the commands above have made here (not the demonstration's data)

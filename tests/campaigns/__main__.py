@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 from tests.campaigns import databases, herd
+from tests.campaigns.doomed import dooms
 from tests.campaigns.kill import KillCampaign
+from tests.campaigns.named_kills import NamedKills
 from tests.campaigns.race import Plan, RaceCampaign
 from tests.support.postgres import Cluster, running_cluster
 
@@ -33,7 +35,9 @@ def _arguments() -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
     campaigns = parser.add_subparsers(dest="campaign", required=True)
-    kill = campaigns.add_parser("kill", parents=[common], help="SIGKILL at random moments")
+    kill = campaigns.add_parser(
+        "kill", parents=[common], help="SIGKILL at named moments and at random"
+    )
     kill.add_argument("--kills", type=int, default=300)
     race = campaigns.add_parser("race", parents=[common], help="replicas refresh the same at once")
     race.add_argument("--replicas", type=int, default=10)
@@ -59,10 +63,12 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _kill(directory: Path, cluster: Cluster, arguments: argparse.Namespace) -> bool:
-    campaign = KillCampaign(directory, cluster.create_database(), seed=arguments.seed)
-    report = await campaign.run(arguments.kills)
+    named = await NamedKills(directory / "named", cluster.create_database()).run_at(dooms())
+    _say(named)
+    campaign = KillCampaign(directory / "random", cluster.create_database(), seed=arguments.seed)
+    report = await campaign.run(max(0, arguments.kills - named.kills))
     _say(report)
-    return not (report.lost or report.reused)
+    return not (named.not_met or named.wrong or report.lost or report.reused)
 
 
 async def _race(directory: Path, cluster: Cluster, arguments: argparse.Namespace) -> bool:

@@ -24,6 +24,7 @@ from daemon.config.settings import EncryptionKey
 from daemon.domain.clock import system_entropy
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.segments import Kind, scan, segment_files
+from tests.support.oauth_flow import Reply
 from tests.support.oidc_provider import OidcProvider
 from tests.support.polling import eventually
 from tests.support.server_events import digest
@@ -136,15 +137,7 @@ class KillCampaign:
         self._made += 1
         name = f"killed-{self._made}"
         granted = await server.connect()
-        await self._daemon.create(
-            "acme",
-            id=name,
-            tokens={
-                "refresh_token": granted.refresh_token,
-                "access_token": granted.access_token,
-                "expires_at": "2030-01-01T00:00:00Z",
-            },
-        )
+        await self._daemon.create("acme", id=name, tokens=imported(granted))
         self._names.append(name)
 
     def _journalled(self) -> set[str]:
@@ -166,7 +159,8 @@ class KillCampaign:
         connection = await asyncpg.connect(self._database_url)
         try:
             rows = await connection.fetch(
-                "SELECT connection_id, generation, refresh_token FROM token_sets"
+                "SELECT connection_id, generation, refresh_token FROM token_sets "
+                "WHERE refresh_token IS NOT NULL"
             )
         finally:
             await connection.close()
@@ -205,6 +199,15 @@ class KillCampaign:
                 }
             },
         }
+
+
+def imported(granted: Reply) -> dict[str, str]:
+    """Return tokens to import that need no refresh by themselves while a campaign runs."""
+    return {
+        "refresh_token": granted.refresh_token,
+        "access_token": granted.access_token,
+        "expires_at": "2030-01-01T00:00:00Z",
+    }
 
 
 async def is_idle(server: OidcProvider) -> bool:

@@ -83,6 +83,9 @@ class Tokenward:
             },
             **(settings or {}),
         }
+        # What ``python -m`` runs; the daemon's own arguments follow.
+        self.program: tuple[str, ...] = ("daemon",)
+        self.arguments: tuple[str, ...] = ()
         self.process: subprocess.Popen[bytes] | None = None
         self._session: ClientSession | None = None
 
@@ -118,7 +121,10 @@ class Tokenward:
         self.write_config()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                [sys.executable, "-m", "daemon", "--config", str(self.config_path), "run"],
+                [
+                    *(sys.executable, "-m", *self.program, "--config", str(self.config_path)),
+                    *("run", *self.arguments),
+                ],
                 cwd=ROOT,
                 env={"PATH": os.environ["PATH"], "HOME": str(self.directory)},
                 stdin=subprocess.DEVNULL,
