@@ -43,6 +43,9 @@ _IN_MEMORY_ONLY = frozenset(
         ("append", "before"),
         ("append", "torn"),
         ("sync", "before"),
+        # Notifications go out by themselves: the next refresh may be on its way already.
+        ("notification", "before"),
+        ("notification", "after"),
     }
 )
 # What leaves a reply in the journal that the database lacks: the start after it has work to do.
