@@ -18,6 +18,7 @@ from typing import Any
 
 import asyncpg
 import orjson
+import structlog
 from aiohttp import ClientError
 
 from daemon.config.settings import EncryptionKey
@@ -30,9 +31,13 @@ from tests.support.polling import eventually
 from tests.support.server_events import digest
 from tests.support.tokenward import Tokenward
 
+log = structlog.get_logger()
+
 _KEY = bytes(32)
 _KEY_TEXT = "A" * 43 + "="
 _LONGEST_RUN = 0.35
+# A long run that is cut off has said what it found until then.
+_TELL_EVERY = 100
 
 
 @dataclass
@@ -71,6 +76,7 @@ class KillCampaign:
         self._wanted = connections
         self._names: list[str] = []
         self._made = 0
+        self._read: dict[Path, set[str]] = {}
 
     async def run(self, kills: int) -> Report:
         """Kill so many times, then balance the books."""
@@ -78,8 +84,11 @@ class KillCampaign:
             self._daemon.settings |= self._settings(server)
             try:
                 await self._daemon.start()
-                for _ in range(kills):
+                for number in range(1, kills + 1):
                     await self._round(server)
+                    if number % _TELL_EVERY == 0:
+                        self._count_sends(server)
+                        log.info("kills", report=str(self.report))
                 await self._daemon.stop()
             finally:
                 await self._daemon.close()
@@ -142,16 +151,23 @@ class KillCampaign:
 
     def _journalled(self) -> set[str]:
         """Return the digests of all refresh tokens that a journal file holds, whole."""
+        paths = segment_files(self._daemon.state_dir / "journal")
+        for path in paths:
+            # Only the newest file of a journal is written to; each start begins another one.
+            if path not in self._read or path == paths[-1]:
+                self._read[path] = self._tokens_in(path)
+        return set().union(*(self._read[path] for path in paths))
+
+    def _tokens_in(self, path: Path) -> set[str]:
         found: set[str] = set()
-        for path in segment_files(self._daemon.state_dir / "journal"):
-            for record in scan(path.read_bytes()).records:
-                if record.kind is Kind.REPLY:
-                    opened = self._cipher.open(
-                        record.payload, connection="", column="journal", generation=0
-                    )
-                    body = orjson.loads(orjson.loads(opened)["body"])
-                    if "refresh_token" in body:
-                        found.add(digest(body["refresh_token"]))
+        for record in scan(path.read_bytes()).records:
+            if record.kind is Kind.REPLY:
+                opened = self._cipher.open(
+                    record.payload, connection="", column="journal", generation=0
+                )
+                body = orjson.loads(orjson.loads(opened)["body"])
+                if "refresh_token" in body:
+                    found.add(digest(body["refresh_token"]))
         return found
 
     async def _stored(self) -> dict[str, str]:
