@@ -59,7 +59,7 @@ simulate:  ## the refresh protocol on a simulated fleet, one run a seed (SEEDS=1
 	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
 .PHONY: simulate-crashes
-simulate-crashes:  ## one refresh, cut at every await in turn, for every rotation profile
+simulate-crashes:  ## one refresh, cut at every await in turn, and at every pair of awaits
 	@$(BOOTSTRAP) dev
 	$(BIN)/python -m tests.simulation --crashes
 
@@ -92,6 +92,31 @@ herd-test:  ## tokens that all end at one moment, an outage, a crowd (CONNECTION
 	@$(BOOTSTRAP) dev
 	$(BIN)/python -m tests.campaigns herd --connections $(CONNECTIONS) --rate $(RATE)
 
+.PHONY: rolling-test
+rolling-test: ROUNDS ?= 5
+rolling-test:  ## replace three replicas one by one while callers read (ROUNDS=5)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.campaigns rolling --rounds $(ROUNDS)
+
+.PHONY: stop-test
+stop-test: STOPS ?= 200
+stop-test:  ## SIGTERM in the middle of refreshes, again and again (STOPS=200)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.campaigns stops --stops $(STOPS)
+
+.PHONY: key-test
+key-test: CONNECTIONS ?= 1000
+key-test:  ## a new encryption key for two replicas that refresh all the time (CONNECTIONS=1000)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.campaigns keys --connections $(CONNECTIONS)
+
+.PHONY: slow-test
+slow-test: SOCKETS ?= 2000
+slow-test: ROUNDS ?= 3
+slow-test:  ## slow and half-open sockets at every listener, beside healthy callers (SOCKETS=2000)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.campaigns slow --sockets $(SOCKETS) --rounds $(ROUNDS)
+
 .PHONY: fuzz
 fuzz: TARGET ?= all
 fuzz: SECONDS ?= 60
@@ -104,12 +129,24 @@ drill:  ## 24 minutes of outages, watched by Prometheus: which alerts fire, whic
 	@$(BOOTSTRAP) dev
 	$(BIN)/python -m tests.deploy.drill
 
+.PHONY: resting
+resting: SECONDS ?= 60
+resting:  ## memory and CPU of each role while nothing is asked of it (SECONDS=60)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.deploy.resting --seconds $(SECONDS)
+
+.PHONY: image-replay
+image-replay: SECONDS ?= 60
+image-replay:  ## what the Dockerfile says, without Docker: build, run, measure (root; SECONDS=60)
+	@$(BOOTSTRAP) dev
+	$(BIN)/python -m tests.deploy.image --seconds $(SECONDS)
+
 .PHONY: lock
 lock:  ## newest versions into requirements/*.lock (needs uv)
 	$(COMPILE) --upgrade --extra demo --group build pyproject.toml -o requirements/run.lock
-	$(COMPILE) --upgrade --extra demo --group build --group test --group check \
+	$(COMPILE) --upgrade --extra demo --extra tracing --group build --group test --group check \
 		--constraint requirements/run.lock pyproject.toml -o requirements/dev.lock
-	$(COMPILE) --upgrade --extra demo --group build --group test --group check --group fuzz \
+	$(COMPILE) --upgrade --extra demo --extra tracing --group build --group test --group check --group fuzz \
 		--constraint requirements/dev.lock pyproject.toml -o requirements/fuzz.lock
 	$(COMPILE) --constraint requirements/run.lock pyproject.toml -o requirements/image.lock
 	$(COMPILE) --constraint requirements/run.lock --group build -o requirements/build.lock

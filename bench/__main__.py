@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench import hanging_provider, journal, proxy, refresh_pipeline, sizes, start, token_read
+from bench import (
+    hanging_provider,
+    journal,
+    proxy,
+    refresh_pipeline,
+    service_account_read,
+    sizes,
+    start,
+    token_read,
+)
 from bench.paired import Report
 
 _PAIRS, _PAIRS_SHORT = 12, 3
@@ -32,6 +41,9 @@ class _Options:
 def _measurements(options: _Options) -> dict[str, Callable[[Path], Awaitable[Report]]]:
     return {
         "token_read": partial(token_read.measure, pairs=options.pairs, seconds=options.seconds),
+        "service_account_read": partial(
+            service_account_read.measure, pairs=options.pairs, seconds=options.seconds
+        ),
         "proxy": partial(proxy.measure, pairs=options.pairs, seconds=options.seconds),
         "hanging_provider": partial(
             hanging_provider.measure, pairs=options.pairs, seconds=options.seconds

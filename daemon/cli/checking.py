@@ -22,13 +22,23 @@ from daemon.cli.startup import ask_startup
 from daemon.config.loading import find_config
 from daemon.config.settings import Address, Settings
 from daemon.domain.clock import SystemClock, system_entropy
-from daemon.domain.errors import ConfigurationError, DiscoveryError, FieldError, StorageError
+from daemon.domain.errors import (
+    ConfigurationError,
+    DiscoveryError,
+    FieldError,
+    StorageError,
+    VerificationUnavailableError,
+)
 from daemon.domain.provider import Provider
+from daemon.domain.role import Role
 from daemon.oauth.authorization import tenant_of
 from daemon.oauth.outbound import Outbound
 from daemon.persistence import keyring, migrations
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.dialing import DatabaseConnection
+from daemon.persistence.reencryption import count_ciphertexts
+from daemon.sidecar.cluster_trial import try_cluster
+from daemon.sidecar.kubernetes_api import KubernetesApi
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 _OLDEST_SERVER = 15
@@ -43,16 +53,21 @@ class Found:
     message: str
 
 
-async def check(call: Invocation) -> Exit:
+async def check(call: Invocation, role: Role = Role.ALL) -> Exit:
     """Print all findings and return the exit code: 2 for a bad configuration, 1 for the rest."""
     try:
-        settings = load(call)
+        settings = load(call, role)
     except ConfigurationError as error:
         _print(call, [Found(ERROR, f.path, f.message) for f in error.findings])
         return Exit.USAGE
-    found = [*_configuration(call, settings), *_state_dir(settings), *_listeners(settings)]
+    found = [*_configuration(call, settings)]
+    if role.refreshes or not settings.callers:
+        found += _state_dir(settings)
+    found += _sinks(settings)
+    found += _listeners(settings, role)
     found += [finding async for finding in _database(settings)]
     found += [finding async for finding in _providers(settings)]
+    found += [finding async for finding in _kubernetes(settings)]
     _print(call, found)
     return Exit.FAILED if any(finding.level == ERROR for finding in found) else Exit.DONE
 
@@ -99,14 +114,28 @@ def _state_dir(settings: Settings) -> Iterator[Found]:
         yield Found(OK, "state_dir", str(path))
 
 
-def _listeners(settings: Settings) -> Iterator[Found]:
+def _sinks(settings: Settings) -> Iterator[Found]:
+    for position, sink in enumerate(settings.sinks):
+        directory = sink.path.parent
+        if not directory.is_dir():
+            message = f"{directory} does not exist; make it, the daemon waits for it"
+            yield Found(WARNING, f"sinks[{position}].path", message)
+        elif not os.access(directory, os.W_OK | os.X_OK):
+            message = f"{directory} cannot be written by this user; change its owner or mode"
+            yield Found(ERROR, f"sinks[{position}].path", message)
+        else:
+            yield Found(OK, f"sinks[{position}].path", str(sink.path))
+
+
+def _listeners(settings: Settings, role: Role) -> Iterator[Found]:
     listen = settings.listen
     runs = ask_startup(listen.ops.address) is not None
     if listen.api.address is not None:
         yield _listener("listen.api", listen.api.address, runs=runs)
     if listen.api.unix_socket is not None:
         yield _unix_socket(listen.api.unix_socket)
-    yield _listener("listen.public", listen.public.address, runs=runs)
+    if role.refreshes:
+        yield _listener("listen.public", listen.public.address, runs=runs)
     yield _listener("listen.ops", listen.ops.address, runs=runs)
 
 
@@ -181,10 +210,14 @@ async def _keys(settings: Settings, connection: DatabaseConnection, *, is_new: b
         if at_hand is None or is_new:
             return _keys_at_hand(settings)
         cipher = TokenCipher(at_hand.keys, entropy=system_entropy)
-        rows = await connection.fetch("SELECT key_id, canary FROM encryption_keys")
-        new = keyring.judge(at_hand, cipher, {row["key_id"]: row["canary"] for row in rows})
+        stored = await keyring.stored_keys(connection)
+        new = keyring.judge(at_hand, cipher, stored.canaries, stored.in_use)
+        counts = await count_ciphertexts(connection)
     except StorageError as error:
         return Found(ERROR, "encryption.keys", str(error))
+    if missing := keyring.missing_keys(at_hand.ids, counts):
+        message = f"ciphertexts need keys that are not at hand; add them: {', '.join(missing)}"
+        return Found(ERROR, "encryption.keys", message)
     if at_hand.warning is not None:
         return Found(WARNING, "encryption.keys", at_hand.warning)
     unused = f"; not used by this database yet: {', '.join(new)}" if new else ""
@@ -214,6 +247,18 @@ async def _providers(settings: Settings) -> AsyncIterator[Found]:
         discovery = Discovery(session=session, clock=SystemClock())
         for provider in settings.providers.values():
             yield await _provider(provider, discovery, settings.redirect_uri)
+
+
+async def _kubernetes(settings: Settings) -> AsyncIterator[Found]:
+    if settings.kubernetes is None:
+        return
+    try:
+        message = await try_cluster(settings.kubernetes, KubernetesApi())
+        yield Found(OK, "kubernetes", message)
+    except VerificationUnavailableError as error:
+        # The daemon starts nevertheless: it waits for the cluster, and callers with keys need none.
+        message = f"service account tokens cannot be verified from here: {error}"
+        yield Found(WARNING, "kubernetes", message)
 
 
 async def _provider(provider: Provider, discovery: Discovery, redirect_uri: str) -> Found:

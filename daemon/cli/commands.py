@@ -17,6 +17,7 @@ from daemon.cli.key_commands import keys
 from daemon.cli.options import EVERYWHERE, call_of, complete
 from daemon.cli.printing import complain, say, say_json
 from daemon.domain.errors import ConfigurationError, TokenwardError
+from daemon.domain.role import Role
 
 app = typer.Typer(
     name="tokenward",
@@ -30,6 +31,14 @@ app = typer.Typer(
 )
 app.add_typer(keys, name="keys")
 
+InRole = Annotated[
+    Role,
+    typer.Option(
+        envvar="TOKENWARD_ROLE",
+        help="What the process is for: serve hands out tokens and never asks a provider for any; "
+        "refresh keeps those of others fresh; all does both.",
+    ),
+]
 ConnectionId = Annotated[str, typer.Argument(metavar="ID", help="The connection's id.")]
 
 
@@ -86,29 +95,39 @@ def _global_options(
 
 
 @app.command(epilog=EVERYWHERE)
-def run(context: typer.Context) -> None:
+def run(context: typer.Context, *, role: InRole = Role.ALL) -> None:
     """Run the daemon. SIGTERM stops it cleanly, SIGHUP reads the configuration again."""
-    from daemon.cli import running
+    from daemon.cli.lean import absent
 
-    running.run(call_of(context))
+    with absent("rich"):
+        from daemon.cli import running
+
+    running.run(call_of(context), role)
 
 
 @app.command(epilog=EVERYWHERE)
-def check(context: typer.Context) -> None:
+def check(context: typer.Context, *, role: InRole = Role.ALL) -> None:
     """Check configuration, database, keys, listeners and providers; print all findings."""
     from daemon.cli import checking
 
-    code = complete(checking.check(call_of(context)))
+    code = complete(checking.check(call_of(context), role))
     if code is not Exit.DONE:
         raise typer.Exit(code)
 
 
 @app.command(epilog=EVERYWHERE)
-def migrate(context: typer.Context) -> None:
+def migrate(
+    context: typer.Context,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be applied; change nothing.")
+    ] = False,
+) -> None:
     """Bring the database's schema to this version. The daemon also does when it starts."""
     from daemon.cli import database
 
-    complete(database.migrate(call_of(context)))
+    work = database.foresee if dry_run else database.migrate
+    complete(work(call_of(context)))
 
 
 @app.command()

@@ -19,10 +19,16 @@ from daemon.cli.printing import say, say_json
 from daemon.config.loading import find_config, load_settings
 from daemon.config.settings import Settings
 from daemon.domain.clock import SystemClock, system_entropy
+from daemon.domain.role import Role
 from daemon.persistence import migrations
 from daemon.persistence.dialing import DatabaseConnection, Dialer, Limits, hang_up
 from daemon.persistence.embedded.layout import Layout
 from daemon.persistence.embedded.server import EmbeddedPostgres
+from daemon.persistence.migrations import Migration
+from daemon.persistence.statements import steps
+
+# A statement on one line of a terminal.
+_LINE = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +39,10 @@ class Reached:
     how: str
 
 
-def load(call: Invocation) -> Settings:
-    """Return the settings that ``call`` names. Raises ConfigurationError."""
+def load(call: Invocation, role: Role = Role.ALL) -> Settings:
+    """Return the settings that ``call`` names, for ``role``. Raises ConfigurationError."""
     path = find_config(call.config, call.environ, call.working_directory)
-    return load_settings(path=path, environ=call.environ)
+    return load_settings(path=path, environ=call.environ, role=role)
 
 
 def exists(settings: Settings) -> bool:
@@ -93,6 +99,50 @@ async def migrate(call: Invocation) -> None:
         say(f"applied {migration}")
     if not applied:
         say("The database is up to date; nothing was applied.")
+
+
+async def foresee(call: Invocation) -> None:
+    """``tokenward migrate --dry-run``: print what would be applied, and change nothing.
+
+    Raises StorageError as ``migrate`` does: a newer major, a changed file, another's database.
+    """
+    settings, known = load(call), migrations.bundled()
+    newer = 0
+    if exists(settings):
+        async with reach(settings) as database:
+            pending = await migrations.pending(database.connection, known)
+            newer = len(await migrations.applied(database.connection)) - len(known)
+    else:
+        pending = known
+    if call.as_json:
+        say_json({"pending": [_outlook(one) for one in pending], "newer": max(0, newer)})
+        return
+    for migration in pending:
+        say(f"would apply {migration}")
+        for step in steps(migration.sql):
+            say(f"  {_cut(step.text)}\n    {step.waits}")
+    if newer > 0:
+        say(
+            f"The database has {newer} newer migrations of the same major, which only add: this "
+            "version works with them. Nothing would be applied."
+        )
+    elif not pending:
+        say("The database is up to date; nothing would be applied.")
+
+
+def _outlook(migration: Migration) -> dict[str, object]:
+    return {
+        "migration": str(migration),
+        "in_transaction": not migration.alone,
+        "statements": [
+            {"statement": step.text, "table": step.table, "waits": step.waits}
+            for step in steps(migration.sql)
+        ],
+    }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LINE else text[: _LINE - 2] + " …"
 
 
 @asynccontextmanager

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from daemon.domain.errors import ConfigurationError, KeyringError, TokenwardError
+from daemon.domain.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    KeyringError,
+    TokenwardError,
+)
 
 
 class Exit(IntEnum):
@@ -36,5 +41,7 @@ def exit_code_of(error: TokenwardError) -> Exit:
             return error.exit_code
         case ConfigurationError() | KeyringError():
             return Exit.USAGE
+        case DatabaseUnavailableError():
+            return Exit.UNAVAILABLE
         case _:
             return Exit.FAILED

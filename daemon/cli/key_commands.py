@@ -22,7 +22,7 @@ def keys_generate(context: typer.Context) -> None:
 
 @keys.command("status", epilog=EVERYWHERE)
 def keys_status(context: typer.Context) -> None:
-    """Show which encryption keys there are and which the database knows."""
+    """Show which encryption keys there are, who needs them, and which may be removed."""
     from daemon.cli import keyring
 
     complete(keyring.status(call_of(context)))
@@ -39,3 +39,11 @@ def keys_caller(
     from daemon.domain.clock import system_entropy
 
     keyring.generate_caller(call_of(context), name, entropy=system_entropy)
+
+
+@keys.command("rotate", epilog=EVERYWHERE)
+def keys_rotate(context: typer.Context) -> None:
+    """Encrypt everything again with the first key, while daemons run; may be repeated."""
+    from daemon.cli import rotation
+
+    complete(rotation.rotate(call_of(context)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
@@ -16,23 +17,28 @@ from daemon.config.loading import find_config, load_settings
 from daemon.config.settings import Settings
 from daemon.domain.clock import SystemClock, system_entropy
 from daemon.domain.errors import TokenwardError
+from daemon.domain.role import Role
 from daemon.telemetry.logs import configure_logging
+from daemon.wiring.hardening import harden
 from daemon.wiring.lifecycle import OnStarted, serve
 from daemon.wiring.parts import World
+from daemon.wiring.service_manager import NO_SUPERVISION, Supervision, supervision
 
 log = structlog.get_logger()
 
 
-def run(call: Invocation) -> None:
-    """Run the daemon until it is told to stop.
+def run(call: Invocation, role: Role = Role.ALL) -> None:
+    """Run the daemon in ``role`` until it is told to stop.
 
     Raises:
         ConfigurationError: with every finding.
         TokenwardError: what ended the daemon, in words for an operator.
     """
+    harden()
     path = find_config(call.config, call.environ, call.working_directory)
-    load = partial(load_settings, path=path, environ=call.environ)
-    run_daemon(load(), load=load, stream=sys.stderr)
+    load = partial(load_settings, path=path, environ=call.environ, role=role)
+    told = supervision(call.environ, pid=os.getpid())
+    run_daemon(load(), load=load, stream=sys.stderr, told=told, role=role)
 
 
 def run_daemon(
@@ -41,12 +47,24 @@ def run_daemon(
     load: Callable[[], Settings] | None,
     stream: TextIO,
     on_started: OnStarted | None = None,
+    told: Supervision = NO_SUPERVISION,
+    role: Role = Role.ALL,
 ) -> None:
     """Run the daemon with its log on ``stream``. For the main thread. Raises as ``run``."""
     logs = configure_logging(settings.log, stream=stream)
     world = World(clock=SystemClock(), entropy=system_entropy)
     try:
-        _complete(serve(settings, world=world, logs=logs, load=load, on_started=on_started))
+        _complete(
+            serve(
+                settings,
+                world=world,
+                logs=logs,
+                load=load,
+                on_started=on_started,
+                told=told,
+                role=role,
+            )
+        )
     finally:
         logs.close()
 

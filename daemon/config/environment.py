@@ -20,7 +20,7 @@ from daemon.domain.errors import ConfigurationError, Finding
 
 PREFIX = "TOKENWARD_"
 # Read by the command line (which file, which daemon, which key); never settings.
-RESERVED = frozenset({"TOKENWARD_CONFIG", "TOKENWARD_KEY", "TOKENWARD_API", "TOKENWARD_OUTPUT"})
+RESERVED = frozenset(f"{PREFIX}{name}" for name in ("CONFIG", "KEY", "API", "OUTPUT", "ROLE"))
 # Kubernetes puts these into every pod of a namespace that has a Service called tokenward.
 _SERVICE_LINK = re.compile(
     r"TOKENWARD_(?:[A-Z0-9]+_)*?"

@@ -36,6 +36,10 @@ def events(section: OpenSection, default: EventSettings) -> EventSettings:
 
 def _webhook(section: OpenSection) -> Webhook | None:
     reading = section.reading
+    if not reading.role.refreshes:
+        for key in ("url", "secret"):
+            references.mention(reading, section.raw(key))
+        return None
     url = _resolved(section, "url")
     is_private = url is not None and is_private_host(read_target(url).host)
     # Whoever writes a private address has said so. A name that leads to one needs a second word.

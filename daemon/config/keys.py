@@ -6,14 +6,18 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 from daemon.config import references
+from daemon.config.kubernetes import service_account
 from daemon.config.reading import OpenSection, Reading
-from daemon.config.schema import CALLER, ENCRYPTION_KEY
-from daemon.config.settings import Caller, EncryptionKey, Permission
+from daemon.config.schema import CALLER, ENCRYPTION_KEY, SERVICE_ACCOUNT
+from daemon.config.settings import Caller, EncryptionKey, Permission, ServiceAccount
 from daemon.config.trail import Trail, render
 from daemon.config.values import InvalidValueError, one_of, text
 
+_CREDENTIALS = ("key_sha256", "key", "service_account")
 _LONGEST_NAME = 128
 # As short as a person may choose; `tokenward keys caller` makes better ones.
 _SHORTEST_KEY = 20
@@ -31,23 +35,26 @@ def callers(reading: Reading, trail: Trail, value: object) -> tuple[Caller, ...]
     """Return the callers; two with one name or one key are findings."""
     found: list[Caller] = []
     names: dict[str, Trail] = {}
-    keys: dict[bytes, Trail] = {}
+    known: dict[bytes | ServiceAccount, Trail] = {}
     for place, entry in reading.entries(trail, value):
         section = OpenSection(reading, place, entry, CALLER)
         name = section.required("name", _caller_name, "is missing; give the caller a name")
-        key = _key_sha256(section)
+        credential = _credential(section)
         if name is not None and (first := names.setdefault(name, place)) != place:
             reading.find((*place, "name"), f"is the name of {render(first)} too; choose another")
-        if key is not None and (first := keys.setdefault(key, place)) != place:
-            reading.find(place, f"has the same key as {render(first)}; give each caller its own")
-        found.append(_caller(section, name or "", key or b""))
+        if credential is not None and (first := known.setdefault(credential, place)) != place:
+            what = "key" if isinstance(credential, bytes) else "service account"
+            reading.find(place, f"has the same {what} as {render(first)}; give each caller its own")
+        found.append(_caller(section, name or "", credential or b""))
     return tuple(found)
 
 
-def _caller(section: OpenSection, name: str, key_sha256: bytes) -> Caller:
+def _caller(section: OpenSection, name: str, credential: bytes | ServiceAccount) -> Caller:
     caller = Caller(
         name=name,
-        key_sha256=key_sha256,
+        key_sha256=credential if isinstance(credential, bytes) else b"",
+        key_file=_key_file(section) if credential else None,
+        service_account=credential if isinstance(credential, ServiceAccount) else None,
         connections=section.each("connections", _pattern),
         permissions=frozenset(section.each("permissions", one_of(Permission))),
     )
@@ -55,6 +62,25 @@ def _caller(section: OpenSection, name: str, key_sha256: bytes) -> Caller:
         if not section.raw(key):
             section.reading.warn(section.at(key), "is empty, so this caller may do nothing")
     return caller
+
+
+def _key_file(section: OpenSection) -> Path | None:
+    """Return where the caller's key was read; the file itself was judged with the key."""
+    key = section.raw("key")
+    if not isinstance(key, Mapping) or not isinstance(key.get("file"), str):
+        return None
+    return references.path(section.reading, section.at("key"), key["file"])
+
+
+def key_sha256_in(file: Path) -> bytes:
+    """Return the digest of the caller key that a file holds now.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is no text.
+        InvalidValueError: it is no key.
+    """
+    return _digest_of(references.content_of(file))
 
 
 def _caller_name(value: object) -> str:
@@ -66,17 +92,20 @@ def _caller_name(value: object) -> str:
     return name
 
 
-def _key_sha256(section: OpenSection) -> bytes | None:
-    """Return the digest of the caller's key, from exactly one of ``key`` and ``key_sha256``."""
+def _credential(section: OpenSection) -> bytes | ServiceAccount | None:
+    """Return what the caller is known by: the digest of its key, or its service account."""
     reading = section.reading
-    if (section.raw("key") is None) == (section.raw("key_sha256") is None):
+    given = [name for name in _CREDENTIALS if section.raw(name) is not None]
+    if len(given) != 1:
         message = (
-            "needs exactly one of key_sha256 and key; `tokenward keys caller NAME` makes a key and "
-            "prints its key_sha256"
+            "needs exactly one of key_sha256 and key, or else a service_account; `tokenward keys "
+            "caller NAME` makes a key and prints its key_sha256"
         )
         reading.find(section.trail, message)
         return None
-    if section.raw("key") is None:
+    if given == ["service_account"]:
+        return service_account(section.within("service_account", SERVICE_ACCOUNT))
+    if given == ["key_sha256"]:
         return reading.read(section.at("key_sha256"), section.raw("key_sha256"), _digest)
     key = references.secret(reading, section.at("key"), section.raw("key"))
     return None if key is None else reading.read(section.at("key"), key, _digest_of)

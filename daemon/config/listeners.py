@@ -39,6 +39,7 @@ def _api(section: OpenSection, default: ApiListener) -> ApiListener:
             )
         ),
         allowed_uids=section.each("allowed_uids", whole_number(0, _HIGHEST_UID)),
+        quitquitquit=section.get("quitquitquit", boolean, default.quitquitquit),
     )
     if listener.address is None and section.raw("unix_socket") is None:
         message = "null needs a unix_socket beside it; otherwise no caller could ask"

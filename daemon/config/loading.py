@@ -19,11 +19,21 @@ from daemon.config.document import read_document
 from daemon.config.environment import environment_layer
 from daemon.config.events import events
 from daemon.config.keys import callers, encryption_keys
+from daemon.config.kubernetes import check_service_accounts, kubernetes
 from daemon.config.layers import merged, nested
 from daemon.config.listeners import listeners
 from daemon.config.providers import providers
 from daemon.config.reading import FLAG, OpenSection, Reading
-from daemon.config.schema import DATABASE, ENCRYPTION, EVENTS, LISTEN, LOG, REFRESH, SETTINGS
+from daemon.config.schema import (
+    DATABASE,
+    ENCRYPTION,
+    EVENTS,
+    LISTEN,
+    LOG,
+    REFRESH,
+    SETTINGS,
+    TRACING,
+)
 from daemon.config.settings import (
     EncryptionKey,
     Listen,
@@ -33,6 +43,8 @@ from daemon.config.settings import (
     Refresh,
     Settings,
 )
+from daemon.config.sinks import sinks
+from daemon.config.tracing import tracing
 from daemon.config.trail import Trail
 from daemon.config.urls import database_url, has_password, public_url, return_url
 from daemon.config.values import (
@@ -44,6 +56,7 @@ from daemon.config.values import (
     whole_number,
 )
 from daemon.domain.errors import ConfigurationError
+from daemon.domain.role import Role
 
 DEFAULT_FILE = "tokenward.yaml"
 DEFAULT_STATE_DIR = "~/.local/state/tokenward"
@@ -76,11 +89,13 @@ def load_settings(
     path: Path | None,
     environ: Mapping[str, str],
     overrides: Mapping[str, object] = NO_OVERRIDES,
+    role: Role = Role.ALL,
 ) -> Settings:
     """Return the settings that the file at ``path``, ``environ`` and ``overrides`` make together.
 
     ``overrides`` are flags by dotted key (``{"log.level": "debug"}``); ``None`` is a flag not
-    given. What is allowed and unwise ends in ``Settings.warnings``.
+    given. What is allowed and unwise ends in ``Settings.warnings``. ``role`` is what the process
+    is for: one that only serves reads no secret of a client or a webhook.
 
     Raises:
         ConfigurationError: with every finding; no text holds a value of the configuration.
@@ -96,15 +111,31 @@ def load_settings(
         directory=working_directory if path is None else path.absolute().parent,
         working_directory=working_directory,
         origins={**variables.origins, **dict.fromkeys(_trails(flags), FLAG)},
+        role=role,
     )
     reading.findings += variables.findings
     settings = _settings(OpenSection(reading, (), values, SETTINGS))
+    check_service_accounts(reading, settings)
+    if not role.refreshes:
+        _need_what_is_shared(reading, settings)
     reading.findings += [
         finding for name, finding in variables.unknown.items() if name not in reading.referenced
     ]
     if reading.findings:
         raise ConfigurationError(reading.findings)
     return replace(settings, warnings=tuple(reading.warnings))
+
+
+def _need_what_is_shared(reading: Reading, settings: Settings) -> None:
+    """Find what a process that only serves has to share with those that refresh."""
+    shared = {
+        "database.url": settings.database_url,
+        "encryption.keys": settings.encryption_keys,
+    }
+    for key, value in shared.items():
+        if not value and not any(f.path.startswith(key) for f in reading.findings):
+            message = "is missing: --role serve needs the one that the processes which refresh use"
+            reading.find(tuple(key.split(".")), message)
 
 
 def _provider_names(layer: object) -> list[str]:
@@ -125,17 +156,21 @@ def _settings(top: OpenSection) -> Settings:
     reading = top.reading
     listen = listeners(top.within("listen", LISTEN))
     _warn_about_public_url(top, listen)
+    state_dir = _state_dir(top)
     return Settings(
-        state_dir=_state_dir(top),
+        state_dir=state_dir,
         public_url=top.get("public_url", public_url, _DEFAULTS.public_url),
         return_urls=top.each("return_urls", return_url),
         listen=listen,
         database_url=_database_url(top.within("database", DATABASE)),
         encryption_keys=_encryption_keys(top.within("encryption", ENCRYPTION)),
         callers=callers(reading, top.at("callers"), top.raw("callers")),
+        kubernetes=kubernetes(top),
         refresh=_refresh(top.within("refresh", REFRESH), _DEFAULTS.refresh),
         events=events(top.within("events", EVENTS), _DEFAULTS.events),
         log=_log(top.within("log", LOG), _DEFAULTS.log),
+        sinks=sinks(reading, top.at("sinks"), top.raw("sinks"), state_dir=state_dir),
+        tracing=tracing(top.within("tracing", TRACING), _DEFAULTS.tracing),
         providers=providers(reading, top.at("providers"), top.raw("providers")),
     )
 

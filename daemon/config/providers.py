@@ -188,7 +188,7 @@ def _check_authentication(section: OpenSection, provider: Provider) -> None:
     readable = method.value == section.raw("token_endpoint_auth_method") or (
         "token_endpoint_auth_method" not in section
     )
-    if method is not public and readable and not given:
+    if method is not public and readable and not given and reading.role.refreshes:
         message = (
             "is missing; write {file: PATH} or {env: NAME}, or token_endpoint_auth_method: "
             f"{public} for a public client"
@@ -203,6 +203,9 @@ def _client_secrets(section: OpenSection) -> tuple[SecretStr, ...]:
     reading, trail = section.reading, section.at("client_secret")
     value = section.raw("client_secret")
     if value is None:
+        return ()
+    if not reading.role.refreshes:
+        references.mention(reading, value)
         return ()
     if not isinstance(value, list | tuple):
         entries: list[tuple[Trail, object]] = [(trail, value)]

@@ -15,6 +15,7 @@ from daemon.config.trail import Trail, render
 from daemon.config.values import InvalidValueError
 from daemon.config.vocabulary import unknown_key
 from daemon.domain.errors import Finding
+from daemon.domain.role import Role
 
 T = TypeVar("T")
 
@@ -28,7 +29,8 @@ class Reading:
     ``directory`` is that of the configuration file, ``working_directory`` that of the process:
     a relative path belongs to the one where it was written. ``origins`` names the environment
     variable or flag that set a trail; what is not in it stands in the file. ``referenced`` are the
-    environment variables that ``{env: NAME}`` points to.
+    environment variables that ``{env: NAME}`` points to. ``role`` says for whom: secrets that it
+    does not need are not looked for.
     """
 
     environ: Mapping[str, str]
@@ -38,6 +40,7 @@ class Reading:
     findings: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     referenced: set[str] = field(default_factory=set)
+    role: Role = Role.ALL
 
     def find(self, trail: Trail, message: str) -> None:
         """Note what is wrong at ``trail``, with the variable or flag it came from."""

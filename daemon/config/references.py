@@ -43,6 +43,14 @@ def resolved(reading: Reading, trail: Trail, value: object) -> str | None:
     return reading.read(trail, value, text)
 
 
+def mention(reading: Reading, value: object) -> None:
+    """Note which variables are referred to by secrets that nobody here needs: they are known."""
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        name = entry.get("env") if isinstance(entry, Mapping) else None
+        if isinstance(name, str):
+            reading.referenced.add(name)
+
+
 def warn_if_inline(reading: Reading, trail: Trail, value: object) -> None:
     """Warn where a secret stands in the file or on the command line; the environment is fine."""
     if isinstance(value, str) and reading.origin(trail) in {None, FLAG}:
@@ -106,6 +114,11 @@ def _from_environment(reading: Reading, trail: Trail, value: object) -> str | No
         reading.find(trail, f"the environment {shown} is {state}; set it to the secret")
         return None
     return reading.read(trail, _without_line_break(content), text)
+
+
+def content_of(file: Path) -> str:
+    """Return the secret in a file. Raises OSError, UnicodeDecodeError or InvalidValueError."""
+    return text(_without_line_break(_content(file)[0].decode()))
 
 
 def _from_file(reading: Reading, trail: Trail, value: object) -> str | None:

@@ -1,7 +1,7 @@
 """What a changed configuration changes in a running daemon (SIGHUP), as a pure comparison.
 
-Half of the settings are built into open sockets, the database and the keyring; those keep their
-old values until a restart, and the rest applies at once.
+Some of the settings are built into open sockets and the database; those keep their old values until
+a restart, and the rest applies at once.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ def changes(old: Settings, new: Settings) -> Changes:
     """Compare the settings in use with those just read."""
     applied = [
         *(["return_urls"] if old.return_urls != new.return_urls else []),
+        *(["encryption.keys"] if old.encryption_keys != new.encryption_keys else []),
         *(["callers"] if old.callers != new.callers else []),
+        *(["kubernetes"] if old.kubernetes != new.kubernetes else []),
         *_differing(old.refresh, new.refresh, "refresh"),
         *_differing(old.events, new.events, "events"),
+        *(["sinks"] if old.sinks != new.sinks else []),
         *(["log.level"] if old.log.level is not new.log.level else []),
         *(f"providers.{name}" for name in _changed(old.providers, new.providers)),
     ]
@@ -50,8 +53,8 @@ def changes(old: Settings, new: Settings) -> Changes:
         public_url=old.public_url,
         listen=old.listen,
         database_url=old.database_url,
-        encryption_keys=old.encryption_keys,
         log=replace(new.log, format=old.log.format),
+        tracing=old.tracing,
     )
     return Changes(
         settings=settings,
@@ -70,10 +73,10 @@ def _kept(old: Settings, new: Settings) -> Iterator[str]:
     yield from _differing(old.listen, new.listen, "listen")
     if old.database_url != new.database_url:
         yield "database.url"
-    if old.encryption_keys != new.encryption_keys:
-        yield "encryption.keys"
     if old.log.format is not new.log.format:
         yield "log.format"
+    if old.tracing != new.tracing:
+        yield "tracing.enabled"
 
 
 def _differing(old: S, new: S, path: str) -> Iterator[str]:

@@ -68,6 +68,7 @@ API_LISTENER = Section(
         "address": Leaf.NULLABLE_TEXT,
         "unix_socket": Leaf.NULLABLE_TEXT,
         "allowed_uids": Leaf.YAML,
+        "quitquitquit": Leaf.YAML,
     },
     hints={
         "allow_non_loopback": "the api listener hands out tokens and is never opened to others; "
@@ -79,13 +80,29 @@ OPEN_LISTENER = Section(keys={"address": Leaf.TEXT, "allow_non_loopback": Leaf.Y
 
 ENCRYPTION_KEY = Section(keys={"id": Leaf.TEXT, "secret": Leaf.SECRET})
 
+SERVICE_ACCOUNT = Section(keys={"namespace": Leaf.TEXT, "name": Leaf.TEXT})
+
 CALLER = Section(
     keys={
         "name": Leaf.TEXT,
         "key_sha256": Leaf.TEXT,
         "key": Leaf.SECRET,
+        "service_account": SERVICE_ACCOUNT,
         "connections": Leaf.YAML,
         "permissions": Leaf.YAML,
+    }
+)
+
+KUBERNETES = Section(
+    keys={
+        "audience": Leaf.TEXT,
+        "issuer": Leaf.NULLABLE_TEXT,
+        "verification": Leaf.TEXT,
+        "api_server": Leaf.TEXT,
+        "jwks_url": Leaf.NULLABLE_TEXT,
+        "jwks_file": Leaf.NULLABLE_TEXT,
+        "ca_file": Leaf.NULLABLE_TEXT,
+        "token_file": Leaf.TEXT,
     }
 )
 
@@ -195,6 +212,24 @@ WEBHOOK = Section(
 
 EVENTS = Section(keys={"webhook": WEBHOOK, "retention": Leaf.YAML})
 
+PID_FILE_SIGNAL = Section(keys={"pid_file": Leaf.TEXT, "signal": Leaf.TEXT})
+
+SINK = Section(
+    keys={
+        "connection": Leaf.TEXT,
+        "path": Leaf.TEXT,
+        "format": Leaf.TEXT,
+        "mode": Leaf.TEXT,
+        "owner": Leaf.YAML,
+        "group": Leaf.YAML,
+        "allow_shared_directory": Leaf.YAML,
+        "command": Leaf.YAML,
+        "signal": PID_FILE_SIGNAL,
+    }
+)
+
+TRACING = Section(keys={"enabled": Leaf.YAML})
+
 LOG = Section(keys={"format": Leaf.TEXT, "level": Leaf.TEXT})
 
 SETTINGS = Section(
@@ -206,9 +241,12 @@ SETTINGS = Section(
         "database": DATABASE,
         "encryption": ENCRYPTION,
         "callers": Listed(CALLER),
+        "kubernetes": KUBERNETES,
         "refresh": REFRESH,
         "events": EVENTS,
         "log": LOG,
+        "sinks": Listed(SINK),
+        "tracing": TRACING,
         "providers": Named(PROVIDER),
     }
 )

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import SecretStr
 
 from daemon.domain.provider import Provider
+from daemon.domain.sink import Sink
 
 
 class Permission(StrEnum):
@@ -59,12 +61,13 @@ class ApiListener:
     """The listener for callers. ``allowed_uids`` come through the Unix socket without a key.
 
     ``allowed_uids`` get every permission on every connection: the socket's mode and this list
-    are the whole authorization there.
+    are the whole authorization there. ``quitquitquit``: who may manage may also stop the daemon.
     """
 
     address: Address | None = Address("127.0.0.1", 7420)
     unix_socket: Path | None = None
     allowed_uids: tuple[int, ...] = ()
+    quitquitquit: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +95,54 @@ class EncryptionKey:
     secret: bytes = field(repr=False)
 
 
+class ServiceAccount(NamedTuple):
+    """A service account of Kubernetes: all that a token of one of its pods says about who asks."""
+
+    namespace: str
+    name: str
+
+
+class Verification(StrEnum):
+    """How a service account token is verified."""
+
+    JWKS = "jwks"
+    """Here, with the cluster's public keys."""
+    TOKEN_REVIEW = "token_review"
+    """By the API server, which also knows of pods that are gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kubernetes:
+    """The cluster whose service account tokens callers may present.
+
+    ``audience`` is ours alone; ``issuer`` is compared byte for byte, and known wherever
+    ``verification`` is by keys. These come from ``jwks_file``, else from ``jwks_url``, else from
+    ``api_server``, to which alone the token in ``token_file`` is sent. ``ca_file`` is what its
+    certificate is verified with; ``None``: the system's authorities.
+    """
+
+    audience: str
+    issuer: str | None = None
+    verification: Verification = Verification.JWKS
+    api_server: str = "https://kubernetes.default.svc"
+    jwks_url: str | None = None
+    jwks_file: Path | None = None
+    ca_file: Path | None = Path("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")
+    token_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """A local process that may ask. ``connections`` are glob patterns over connection ids."""
+    """A local process that may ask. ``connections`` are glob patterns over connection ids.
+
+    Known by one of two: the digest of its key (else empty), or the service account of its pods.
+    ``key_file`` is where the key was read, if anywhere: it may be another one there later.
+    """
 
     name: str
-    key_sha256: bytes = field(repr=False)
+    key_sha256: bytes = field(default=b"", repr=False)
+    key_file: Path | None = None
+    service_account: ServiceAccount | None = None
     connections: tuple[str, ...] = ()
     permissions: frozenset[Permission] = frozenset()
 
@@ -124,6 +169,13 @@ class Log:
 
     format: LogFormat = LogFormat.JSON
     level: LogLevel = LogLevel.INFO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingSettings:
+    """Whether spans are told to an OpenTelemetry collector."""
+
+    enabled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +210,12 @@ class Settings:
     database_url: SecretStr | None = None
     encryption_keys: tuple[EncryptionKey, ...] = ()
     callers: tuple[Caller, ...] = ()
+    kubernetes: Kubernetes | None = None
     refresh: Refresh = Refresh()
     log: Log = Log()
     events: EventSettings = EventSettings()
+    sinks: tuple[Sink, ...] = ()
+    tracing: TracingSettings = TracingSettings()
     providers: Mapping[str, Provider] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

@@ -2,7 +2,7 @@
 
 Each provider has one state, kept in the database and changed only under its row lock. The rate is
 the generic cell rate algorithm: ``free_at`` is when the next regular slot begins, and up to
-``BURST`` requests may run ahead of it, so any one second sees at most the rate plus ``BURST``.
+``burst`` requests may run ahead of it, so any one second sees at most the rate plus ``BURST``.
 A pause (``Retry-After``) stops everything until its end. An open circuit lets one probe through
 each ``PROBE_INTERVAL`` until a request succeeds.
 """
@@ -16,6 +16,9 @@ from daemon.domain.outcome import Outcome, OutcomeKind
 
 # The contract: in any one second at most 10 more than the rate.
 BURST = 10
+# Requests that leave one after the other may arrive together: a process, a network or the provider
+# stands still for so long. At a high rate that alone makes several more in a second.
+ARRIVE_TOGETHER = timedelta(milliseconds=25)
 # Slots may be reserved this far ahead and are then waited for, so that a high rate does not need
 # a database transaction for each ten requests. Short against any Retry-After.
 RESERVE_AHEAD = timedelta(milliseconds=250)
@@ -58,6 +61,11 @@ class Admission:
     retry_at: datetime | None = None
 
 
+def burst(rate: float) -> int:
+    """Return how many requests may run ahead of a rate: ``BURST`` less what arrives together."""
+    return max(1, BURST - int(min(rate, 1e6) * ARRIVE_TOGETHER.total_seconds()))
+
+
 def admit(
     state: ProviderState, *, rate: float, wanted: int, now: datetime, forced: bool = False
 ) -> Admission:
@@ -71,7 +79,7 @@ def admit(
     if state.circuit is not None:
         wanted = 1
     interval = _interval(rate)
-    start = max(state.free_at, now - BURST * interval)
+    start = max(state.free_at, now - burst(rate) * interval)
     room = int((now + RESERVE_AHEAD - start) / interval)
     granted = min(wanted, max(room, 0))
     if granted == 0:
@@ -85,7 +93,7 @@ def admit(
 def admitted(state: ProviderState, count: int, *, rate: float, now: datetime) -> ProviderState:
     """Return the state after ``count`` requests were claimed at ``now``."""
     interval = _interval(rate)
-    free_at = max(state.free_at, now - BURST * interval) + count * interval
+    free_at = max(state.free_at, now - burst(rate) * interval) + count * interval
     probing = state.circuit is not None and count > 0
     paused_until = _later(state, now + PROBE_INTERVAL) if probing else state.paused_until
     return replace(state, free_at=free_at, paused_until=paused_until)

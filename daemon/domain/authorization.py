@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -147,6 +147,3 @@ class AuthorizationStore(Protocol):
         Where another connection of the provider has the account already, that one receives all
         of it and this one gives way. What is replaced or refused is queued for revocation.
         """
-
-    async def prune(self, *, now: datetime) -> Sequence[str]:
-        """Remove expired tickets and transactions; return the ids of connections concerned."""

@@ -109,7 +109,7 @@ class RefusalReason(StrEnum):
     """Why a wanted claim was not given."""
 
     SENDING = "sending"
-    """Another attempt is open: wait for its result."""
+    """Another attempt is open, or was until a moment ago: wait for its result."""
     BACKING_OFF = "backing_off"
     """The connection, after a failure, waits for its next time."""
     PROVIDER_PAUSED = "provider_paused"
@@ -122,6 +122,8 @@ class RefusalReason(StrEnum):
     """There is no such connection."""
     DISCONNECTED = "disconnected"
     """It was disconnected since its request was sent: the reply's tokens are to be revoked."""
+    NOT_TAKEN_UP = "not_taken_up"
+    """Others were asked to refresh, and none has begun: none runs, or the provider is paused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +148,8 @@ class Settlement:
 
     ``epoch`` is the connection's when it was claimed: a disconnect since then wins. ``provider``
     and ``fields`` are for the revocation of tokens whose connection is gone. ``adopts`` is the
-    orphan whose refresh token is among ``tokens``: it is an orphan no more.
+    orphan whose refresh token is among ``tokens``: it is an orphan no more. ``rests`` is for how
+    long nobody may claim, but whoever recalls: on the store's clock, whatever ``due_at`` says.
     """
 
     connection_id: str
@@ -165,6 +168,7 @@ class Settlement:
     provider: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     adopts: int | None = None
+    rests: timedelta = timedelta(0)
 
 
 class Settled(StrEnum):

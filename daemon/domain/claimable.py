@@ -30,7 +30,8 @@ class Wanted:
 class ScheduleRow:
     """What is stored of a connection's schedule.
 
-    ``arrived_expired`` tells that the token in hand had no life left when it came.
+    ``arrived_expired`` tells that the token in hand had no life left when it came, ``rests`` that
+    whoever had the claim may still have a reply to store.
     """
 
     status: Status
@@ -40,6 +41,7 @@ class ScheduleRow:
     generation: int
     has_refresh_token: bool
     arrived_expired: bool = False
+    rests: bool = False
 
 
 def refusal(row: ScheduleRow | None, wanted: Wanted, now: datetime) -> RefusalReason | None:
@@ -55,7 +57,7 @@ def refusal(row: ScheduleRow | None, wanted: Wanted, now: datetime) -> RefusalRe
         return RefusalReason.NOT_REFRESHABLE
     if row.generation > wanted.generation:
         return RefusalReason.SUPERSEDED
-    if row.state is ClaimState.SENDING:
+    if row.state is ClaimState.SENDING or row.rests:
         return RefusalReason.SENDING
     waits = row.state is ClaimState.IN_DOUBT or row.failures > 0 or row.arrived_expired
     later = row.due_at is None or row.due_at > now

@@ -12,6 +12,7 @@
     │   └── DecryptionError           one ciphertext does not open where it stands
     ├── DiscoveryError            a provider's endpoints are not known and cannot be found out
     │   └── FieldError            ... because a connection's field is missing or cannot be used
+    ├── VerificationUnavailableError  whether a service account token is good cannot be found out
     └── Problem                   an answer to a caller, RFC 9457
 
 The ends of token requests are values (``daemon.domain.outcome``), not exceptions.
@@ -92,6 +93,10 @@ class DiscoveryError(TokenwardError):
 
 class FieldError(DiscoveryError):
     """An endpoint needs a field of the connection that is missing or cannot be used there."""
+
+
+class VerificationUnavailableError(TokenwardError):
+    """Whether a service account token is good cannot be found out now. The text says why."""
 
 
 class Problem(TokenwardError):  # noqa: N818 - the term of RFC 9457

@@ -27,6 +27,9 @@ class JournaledReply:
     be stored. ``scopes`` are those requested; ``sent_at`` is when the request left. ``epoch`` is
     the connection's then: a disconnect since then wins. ``fields`` are those that the request was
     made with; an exchange makes them the connection's. ``was_in_doubt`` is the claim's.
+
+    Of an exchange, ``caller`` made the connect URL, and ``callback`` are the redirect's other
+    parameters, which may name the account; ``None`` where an earlier version kept it.
     """
 
     attempt: str
@@ -40,6 +43,8 @@ class JournaledReply:
     epoch: int = 0
     fields: Mapping[str, str] = field(default_factory=dict)
     was_in_doubt: bool = False
+    caller: str = ""
+    callback: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 class ReplyJournal(Protocol):
@@ -63,3 +68,6 @@ class JournalHistory(Protocol):
 
     def replies(self) -> AsyncIterator[JournaledReply]:
         """Return the replies of a day or more, newest first, without those not to be stored."""
+
+    def is_settled(self, attempt: str) -> bool:
+        """Tell whether ``settled`` was called for an attempt, here or before a restart."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Protocol
 
 from daemon.domain.account import Account
 from daemon.domain.authorization import (
@@ -22,22 +21,17 @@ from daemon.domain.authorization import (
     StoredAuthorization,
 )
 from daemon.domain.clock import Clock
-from daemon.domain.connection import Connection, TestResult
+from daemon.domain.connection import Connection
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.events import Events
 from daemon.domain.outcome import Granted
-from daemon.domain.provider import Provider, account_scope
+from daemon.domain.provider import Provider
 from daemon.domain.tokens import TokenSet, lifetime_of, tokens_of
-from daemon.oauth.account import evaluate, mask, names_me
+from daemon.oauth.account import mask
 from daemon.oauth.authorization_errors import Fault
-from daemon.oauth.examination import Examined
-from daemon.oauth.testing import next_test_at
+from daemon.oauth.identifying import Identifying, Identity, NewGrant
 
 STORE_PATIENCE = 30.0
-# When it is asked again whose token replaced a known account's, where the API could not say.
-_ASK_AGAIN = timedelta(minutes=2)
-# No answer to the question: the API does not know the token yet, has too much to do, is broken.
-_NO_ANSWERS = frozenset({401, 408, 425, 429, *range(500, 600)})
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FAULTS = {
     NotStoredReason.GONE: "connection_gone",
@@ -49,20 +43,6 @@ _FAULTS = {
 }
 # The store writes these into the history, in the transaction that queues the refused tokens.
 _RECORDED = frozenset(NotStoredReason) - {NotStoredReason.GONE, NotStoredReason.SUPERSEDED}
-
-
-class TokenExaminer(Protocol):
-    """Asks what a token is good for. ``daemon.oauth.examiner.Examiner`` is the one that does."""
-
-    async def examine(
-        self,
-        provider: Provider,
-        access_token: str,
-        *,
-        fields: Mapping[str, str],
-        reply_values: Mapping[str, str],
-    ) -> Examined | None:
-        """Ask once, within 10 s; ``None`` where nothing can be asked. Never raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,20 +98,16 @@ class Completing:
         self,
         *,
         store: AuthorizationStore,
-        examiner: TokenExaminer,
+        identifying: Identifying,
         learning: Learning,
-        may_merge: Callable[[str, str], bool],
         events: Events,
         clock: Clock,
-        chance: Callable[[], float],
     ) -> None:
         self._store = store
-        self._examiner = examiner
+        self._identifying = identifying
         self._learning = learning
-        self._may_merge = may_merge
         self._events = events
         self._clock = clock
-        self._chance = chance
 
     async def keep(self, grant: Grant) -> Completed | Fault:
         """Test the token, store it, tell everybody; or say why it was not wanted.
@@ -141,7 +117,6 @@ class Completing:
         Raises:
             StorageError: the tokens are in the journal only.
         """
-        account = await self._account(grant)
         tokens = tokens_of(
             grant.granted,
             before=None,
@@ -149,80 +124,32 @@ class Completing:
             sent_at=grant.sent_at,
             default_lifetime=lifetime_of(grant.provider, self._learning.default_lifetime()),
         )
-        stored = await self._store_patiently(self._completion(grant, tokens, account))
+        identity = await self._identifying.identify(_new(grant), tokens)
+        stored = await self._store_patiently(self._completion(grant, tokens, identity))
         self._learning.revoke()
         if isinstance(stored, NotStored):
             return refusal(stored, grant.provider)
-        self._tell(grant, tokens, account, stored)
+        self._tell(grant, tokens, identity.account, stored)
         return Completed(
             connection=stored.connection,
             return_url=grant.authorization.return_url,
             merged=stored.merged,
         )
 
-    async def _account(self, grant: Grant) -> Account:
-        """Return what the replies tell; the test request, where there is one, is among them."""
-        fields = grant.authorization.fields
-        kept = {} if grant.connection is None else grant.connection.reply_values
-        scope = account_scope(grant.configured, fields)
-        documents = {
-            "fields": fields,
-            "token": grant.granted.members,
-            "callback": grant.callback,
-        }
-        known = evaluate(grant.provider, documents, scope=scope, kept=kept)
-        if not _is_examined(grant.provider):
-            return replace(known, is_withheld=_is_nameless(known, grant.provider))
-        examined = await self._examiner.examine(
-            grant.provider,
-            grant.granted.access_token,
-            fields=fields,
-            reply_values={**kept, **known.reply_values},
-        )
-        if examined is None:
-            return known
-        if examined.has_me:
-            documents["me"] = examined.me
-        account = evaluate(grant.provider, documents, scope=scope, kept=kept)
-        is_withheld = _is_nameless(account, grant.provider) and _is_answer(examined.result)
-        return replace(account, test=examined.result, is_withheld=is_withheld)
-
-    def _completion(self, grant: Grant, tokens: TokenSet, account: Account) -> Completion:
+    def _completion(self, grant: Grant, tokens: TokenSet, identity: Identity) -> Completion:
         authorization, provider = grant.authorization, grant.provider
         return Completion(
             connection_id=authorization.connection_id,
             provider=provider.name,
             tokens=tokens,
             due_at=self._learning.plan(tokens, provider, authorization.connection_id),
-            next_test_at=self._next_test_at(grant, tokens, account),
+            next_test_at=identity.next_test_at,
             revokes_replaced=provider.revocation_request.on_reconnect,
             fields=authorization.fields,
-            account=account,
+            account=identity.account,
             epoch=authorization.epoch,
-            may_merge=self._merging(grant),
+            may_merge=identity.may_merge,
         )
-
-    def _next_test_at(self, grant: Grant, tokens: TokenSet, account: Account) -> datetime | None:
-        provider, before, now = grant.provider, grant.connection, self._clock.now()
-        was_known = before is not None and before.account_id is not None
-        if was_known and provider.test is not None and _is_nameless(account, provider):
-            return now + _ASK_AGAIN
-        return next_test_at(
-            provider.test, expires_at=tokens.expires_at, now=now, chance=self._chance()
-        )
-
-    def _merging(self, grant: Grant) -> Callable[[str], bool]:
-        """Return into which connections this one may go.
-
-        Who made the connect URL decides, or a caller could write into another one's connection;
-        and who made the connection, or a connection of theirs would go where they do not see it.
-        """
-        connection = grant.connection
-        if connection is None:
-            # Nobody knows for whom this happens, so no other connection is theirs.
-            return lambda _: False
-        concerned = {connection.created_by, grant.authorization.caller}
-        return lambda other: all(self._may_merge(caller, other) for caller in concerned)
 
     async def _store_patiently(self, completion: Completion) -> StoredAuthorization | NotStored:
         """Store, and again while the database is away: the store knows a reply that it has."""
@@ -266,15 +193,13 @@ def refusal(stored: NotStored, provider: Provider) -> Fault:
     return Fault(_FAULTS[stored.reason], detail=detail, is_recorded=is_recorded)
 
 
-def _is_examined(provider: Provider) -> bool:
-    """Tell whether to ask: a test always; introspection only where it is to name somebody."""
-    return provider.test is not None or names_me(provider)
-
-
-def _is_nameless(account: Account, provider: Provider) -> bool:
-    """Tell whether an account has no id at a provider whose accounts have one."""
-    return provider.account_id is not None and account.account_id is None
-
-
-def _is_answer(result: TestResult) -> bool:
-    return result.status is not None and result.status not in _NO_ANSWERS
+def _new(grant: Grant) -> NewGrant:
+    return NewGrant(
+        configured=grant.configured,
+        provider=grant.provider,
+        fields=grant.authorization.fields,
+        caller=grant.authorization.caller,
+        granted=grant.granted,
+        callback=grant.callback,
+        connection=grant.connection,
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ssl
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace, TracebackType
 from typing import Self
@@ -69,6 +69,10 @@ _FAULTS: tuple[tuple[type[BaseException], Fault], ...] = (
 )
 
 
+MaySend = Callable[[], Awaitable[bool]]
+"""Awaited when a connection stands, right before the first byte: ``False`` keeps it back."""
+
+
 class _RefusedError(Exception):
     """Ends a request from within: ``fault`` says why."""
 
@@ -81,7 +85,7 @@ class _RefusedError(Exception):
 class Progress:
     """What is known of one request. ``sending`` turns true right before its first byte."""
 
-    may_send: Callable[[], bool] | None = None
+    may_send: MaySend | None = None
     sending: bool = False
 
 
@@ -128,13 +132,14 @@ class Outbound:
         body: bytes,
         *,
         hard_timeout: float,
-        may_send: Callable[[], bool] | None = None,
+        may_send: MaySend | None = None,
     ) -> RawReply | NoReply:
         """Send once, on a connection of its own, and return the whole reply or what is known.
 
         ``hard_timeout`` in seconds covers everything from the name to the last byte. ``may_send``
-        is asked when the connection stands, right before the first byte. Never raises for what a
-        server or network does; when cancelled, the fate of the request is unknown.
+        is asked when the connection stands, right before the first byte, and may let it wait.
+        Never raises for what a server or network does; when cancelled, the fate of the request is
+        unknown.
         """
         progress = Progress(may_send=may_send)
         return await self._request(
@@ -260,7 +265,7 @@ async def _before_first_byte(
     if progress.sending:
         # aiohttp repeats what it takes for idempotent after a lost connection. We never do.
         raise _RefusedError(Fault.DISCONNECTED)
-    if progress.may_send is not None and not progress.may_send():
+    if progress.may_send is not None and not await progress.may_send():
         raise _RefusedError(Fault.LATE)
     progress.sending = True
 

@@ -24,6 +24,7 @@ from daemon.domain.journal import JournaledReply, Purpose, ReplyJournal
 from daemon.domain.outcome import Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
+from daemon.domain.tracing import NO_TRACER, Tracer
 from daemon.oauth.authorization import ProviderResolver, fingerprint, tenant_of
 from daemon.oauth.authorization_errors import AuthorizationFailures, Failed, Fault
 from daemon.oauth.authorization_response import (
@@ -91,6 +92,7 @@ class Redirection:
         failures: AuthorizationFailures,
         clock: Clock,
         spawn: Spawn,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._store = store
         self._connections = connections
@@ -102,6 +104,7 @@ class Redirection:
         self._failures = failures
         self._clock = clock
         self._spawn = spawn
+        self._tracer = tracer
 
     async def complete(
         self, params: CallbackParams | CallbackRejection, browser_binding: str | None
@@ -145,7 +148,26 @@ class Redirection:
         accepted = judge_response(authorization, params, resolved)
         if isinstance(accepted, Fault):
             return self._fail(authorization, accepted)
-        return await self._spawn(self._exchange(authorization, accepted, provider))
+        return await self._spawn(self._traced(authorization, accepted, provider))
+
+    async def _traced(
+        self,
+        authorization: PendingAuthorization,
+        accepted: AcceptedCode,
+        configured: Provider | None,
+    ) -> Completed | Failed:
+        told = {
+            "tokenward.provider": authorization.provider,
+            "tokenward.connection": authorization.connection_id,
+        }
+        withheld = authorization.fields.values()
+        with self._tracer.span("exchange", told, withheld=withheld) as span:
+            ended = await self._exchange(authorization, accepted, configured)
+            is_done = isinstance(ended, Completed)
+            span.set("tokenward.outcome", "completed" if is_done else "failed")
+            if not is_done:
+                span.fail("failed")
+            return ended
 
     async def _exchange(
         self,
@@ -207,6 +229,8 @@ class Redirection:
                     reply=reply,
                     epoch=authorization.epoch,
                     fields=authorization.fields,
+                    caller=authorization.caller,
+                    callback=accepted.callback,
                 )
             )
 

@@ -17,8 +17,18 @@ from daemon.domain.clock import Clock
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.reply import Fault, NoReply, RawReply
+from daemon.domain.tracing import NO_TRACER, SpanKind, Tracer, host_of
+from daemon.oauth.outbound import MaySend
+from daemon.oauth.pacing import Pacing
 from daemon.oauth.token_reply import read_reply
-from daemon.oauth.token_request import Message, Refresh, client_secrets, encode, secrets_of
+from daemon.oauth.token_request import (
+    EncodedRequest,
+    Message,
+    Refresh,
+    client_secrets,
+    encode,
+    secrets_of,
+)
 
 Received = Callable[[RawReply], Awaitable[None]]
 """What is done with a raw reply before anybody reads it (the journal). It must not raise."""
@@ -34,7 +44,7 @@ class TokenSession(Protocol):
         body: bytes,
         *,
         hard_timeout: float,
-        may_send: Callable[[], bool] | None = None,
+        may_send: MaySend | None = None,
     ) -> RawReply | NoReply:
         """Send once; never raises for what a server or network does."""
 
@@ -106,9 +116,11 @@ _EXPLANATIONS: Mapping[Fault, _Explanation] = MappingProxyType(
 class TokenEndpoint:
     """Sends token requests and classifies their ends."""
 
-    def __init__(self, *, session: TokenSession, clock: Clock) -> None:
+    def __init__(self, *, session: TokenSession, clock: Clock, tracer: Tracer = NO_TRACER) -> None:
         self._session = session
         self._clock = clock
+        self._pacing = Pacing(clock)
+        self._tracer = tracer
 
     async def request(
         self,
@@ -123,10 +135,11 @@ class TokenEndpoint:
         """Send ``message`` to ``url``, whose URL must be one configured or discovered and checked.
 
         ``hard_timeout`` (seconds) covers all tries together. ``send_by`` is a boot time: where
-        connecting takes longer, nothing is sent. A definite ``invalid_client`` brings the next
-        client secret (the client is authenticated before its grant is looked at, RFC 6749 3.2.1,
-        so a code is still *used* once); ``invalid_scope`` one try without the scope. Never raises
-        for what the provider does. When cancelled, the fate of the request is unknown.
+        connecting takes longer, nothing is sent; and with it the provider's rate is kept to. A
+        definite ``invalid_client`` brings the next client secret (the client is authenticated
+        before its grant is looked at, RFC 6749 3.2.1, so a code is still *used* once);
+        ``invalid_scope`` one try without the scope. Never raises for what the provider does. When
+        cancelled, the fate of the request is unknown.
         """
         attempt = _Attempt(
             session=self._session,
@@ -136,6 +149,8 @@ class TokenEndpoint:
             ends_at=self._clock.boottime() + hard_timeout,
             send_by=send_by,
             received=received,
+            tracer=self._tracer,
+            pacing=self._pacing,
         )
         outcome = await attempt.with_any_secret(message)
         if outcome.reason is FailureReason.INVALID_SCOPE and _sends_scope(message):
@@ -154,6 +169,8 @@ class _Attempt:
     ends_at: float
     send_by: float | None
     received: Received | None
+    tracer: Tracer
+    pacing: Pacing
 
     async def with_any_secret(
         self, message: Message, *, otherwise: Outcome | None = None
@@ -170,18 +187,12 @@ class _Attempt:
         return outcome
 
     async def _send(self, message: Message, secret: SecretStr | None) -> Outcome:
-        request = encode(self.provider, secret, message)
-        reply = await self.session.post(
-            self.url,
-            request.headers,
-            request.body,
-            hard_timeout=self.ends_at - self.clock.boottime(),
-            may_send=self._may_send,
-        )
+        reply = await self._post(encode(self.provider, secret, message))
         if isinstance(reply, NoReply):
             return _unanswered(reply)
         if self.received is not None:
-            await self.received(reply)
+            with self.tracer.span("keep"):
+                await self.received(reply)
         return read_reply(
             status=reply.status,
             headers=reply.headers,
@@ -191,11 +202,34 @@ class _Attempt:
             sent=secrets_of(message, secret),
         )
 
+    async def _post(self, request: EncodedRequest) -> RawReply | NoReply:
+        told = {
+            "http.request.method": "POST",
+            "server.address": host_of(self.url),
+            "tokenward.provider": self.provider.name,
+        }
+        with self.tracer.span("POST", told, kind=SpanKind.CLIENT) as span:
+            reply = await self.session.post(
+                self.url,
+                request.headers,
+                request.body,
+                hard_timeout=self.ends_at - self.clock.boottime(),
+                may_send=self._may_send,
+            )
+            if isinstance(reply, NoReply):
+                span.fail(reply.fault.value)
+            else:
+                span.set("http.response.status_code", reply.status)
+            return reply
+
     def _is_over(self) -> bool:
         return self.clock.boottime() >= self.ends_at
 
-    def _may_send(self) -> bool:
-        return self.send_by is None or self.clock.boottime() <= self.send_by
+    async def _may_send(self) -> bool:
+        if self.send_by is None:
+            return True
+        await self.pacing.turn(self.provider.name, rate=self.provider.rate)
+        return self.clock.boottime() <= self.send_by
 
 
 def _is_unknown_client(outcome: Outcome) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from daemon.domain.authorization import (
@@ -19,7 +18,6 @@ from daemon.persistence.completions import Completions
 from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.history import EventRecorder
 from daemon.persistence.postgres import Database
-from daemon.persistence.refusals import forget_refusals
 
 _VERIFIER = "code_verifier"
 # The command tag of a statement that has inserted its row.
@@ -108,7 +106,10 @@ class PostgresAuthorizations:
         """Remove and return a transaction, expired or not: of many who ask, one receives it."""
         row = await self._database.fetchrow(
             "DELETE FROM authorizations a USING connections c"
-            " WHERE a.state_hash = $1 AND c.id = a.connection_id RETURNING a.*, c.epoch, coalesce("
+            " WHERE a.state_hash = $1 AND c.id = a.connection_id RETURNING a.state_hash,"
+            " a.connection_id, a.provider, a.issuer, a.token_endpoint, a.redirect_uri,"
+            " a.code_verifier, a.browser_hash, a.scopes, a.return_url, a.expires_at, a.fields,"
+            " a.caller, c.epoch, coalesce("
             "(SELECT generation FROM token_sets t WHERE t.connection_id = a.connection_id), 0)"
             " AS generation",
             state_hash,
@@ -125,17 +126,6 @@ class PostgresAuthorizations:
     async def complete(self, completion: Completion) -> StoredAuthorization | NotStored:
         """Store the tokens of a completed authorization in one transaction; see the port."""
         return await self._completions.complete(completion, now=self._clock.now())
-
-    async def prune(self, *, now: datetime) -> Sequence[str]:
-        """Remove expired tickets and transactions; return the ids of connections concerned."""
-        await forget_refusals(self._database, now=now)
-        rows = await self._database.fetch(
-            "WITH t AS (DELETE FROM connect_tickets WHERE expires_at < $1 RETURNING connection_id),"
-            " a AS (DELETE FROM authorizations WHERE expires_at < $1 RETURNING connection_id)"
-            " SELECT connection_id FROM t UNION SELECT connection_id FROM a",
-            now,
-        )
-        return [row["connection_id"] for row in rows]
 
     def _seal(self, authorization: PendingAuthorization) -> bytes | None:
         if authorization.code_verifier is None:

@@ -13,7 +13,7 @@ days; ten a second, seven years. Rotate keys accordingly.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
@@ -37,16 +37,37 @@ class _Key:
 
 
 class TokenCipher:
-    """Encrypts with the first key, decrypts with any. Raises ``KeyringError`` for unusable keys."""
+    """Encrypts with the primary key, at first the first one, and decrypts with any.
+
+    One for the whole process: ``replace`` and ``encrypt_with`` change it for all who have it. Any
+    thread may decrypt; everything else belongs to one. Raises ``KeyringError`` for unusable keys.
+    """
 
     def __init__(self, keys: Sequence[EncryptionKey], *, entropy: Entropy) -> None:
+        self._entropy = entropy
+        self._keys: Mapping[str, _Key] = {}
+        self._primary = ""
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[EncryptionKey], *, primary: str | None = None) -> None:
+        """Have these keys and no others from now on; ``primary`` or the first one encrypts.
+
+        Raises:
+            KeyringError: they cannot be used; nothing was changed.
+        """
         if not keys:
             raise KeyringError("there is no encryption key")
-        self._entropy = entropy
-        self._keys = {key.id: _prepare(key) for key in keys}
-        if len(self._keys) != len(keys):
+        prepared = {key.id: _prepare(key) for key in keys}
+        if len(prepared) != len(keys):
             raise KeyringError("encryption.keys: two keys have the same id")
-        self._primary = keys[0].id
+        self._keys = prepared
+        self._primary = primary or keys[0].id
+
+    def encrypt_with(self, key_id: str) -> None:
+        """Make a key that is at hand the primary one."""
+        if key_id not in self._keys:
+            raise KeyringError(f"encryption key {key_id!r} is not at hand")
+        self._primary = key_id
 
     @property
     def primary(self) -> str:
@@ -107,6 +128,23 @@ class TokenCipher:
                 key_id=key_id,
             ) from error
 
+    def reseal(self, blob: bytes, *, connection: str, column: str, generation: int) -> bytes:
+        """Return ``blob`` encrypted with the primary key; itself where it is already.
+
+        Raises:
+            DecryptionError: as ``open``.
+        """
+        if key_id_of(blob) == self._primary:
+            return blob
+        opened = self.open(blob, connection=connection, column=column, generation=generation)
+        return self.seal(opened, connection=connection, column=column, generation=generation)
+
+
+def header_of(key_id: str) -> bytes:
+    """Return what every ciphertext of a key begins with."""
+    name = key_id.encode()
+    return bytes((_VERSION, len(name))) + name
+
 
 def key_id_of(blob: bytes) -> str | None:
     """Return the id of the key that made ``blob``; ``None`` where it is no blob of ours."""
@@ -127,7 +165,7 @@ def _prepare(key: EncryptionKey) -> _Key:
         raise KeyringError(f"encryption.keys: an id has 1 to {_MAX_KEY_ID_BYTES} bytes")
     if len(key.secret) != _KEY_BYTES:
         raise KeyringError(f"encryption.keys: the secret of {key.id!r} is not 32 bytes in base64")
-    return _Key(AESGCM(key.secret), bytes((_VERSION, len(name))) + name)
+    return _Key(AESGCM(key.secret), header_of(key.id))
 
 
 def _associated_data(header: bytes, connection: str, column: str, generation: int) -> bytes:

@@ -15,6 +15,7 @@ from daemon.domain.completion import authorized_detail
 from daemon.domain.connection import ID_LETTERS, Connection, Status
 from daemon.domain.history import EventType, NewEvent
 from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.persistence.census import Census, take_census
 from daemon.persistence.held import store_schedule, store_tokens
 from daemon.persistence.life import ConnectionLife
 from daemon.persistence.postgres import DatabaseConnection
@@ -32,23 +33,31 @@ LEFT JOIN refresh_schedule s ON s.connection_id = c.id
 _CURRENT = _CURRENT_COLUMNS + "FROM connections c" + _WITH_TOKENS
 
 # The few are chosen before anything is joined: sorting all with their tokens is a gigabyte on
-# disk where there are a million.
+# disk where there are a million. What was never used comes from the index of creation, and only
+# where that is needed.
 _RECENTLY_USED = (
     _CURRENT_COLUMNS
     + """FROM (
-    SELECT * FROM connections WHERE status IN ('active', 'failing')
-    ORDER BY last_used_at DESC NULLS LAST, created_at DESC LIMIT $1
-) c"""
-    + _WITH_TOKENS
-    + "ORDER BY c.last_used_at DESC NULLS LAST, c.created_at DESC"
+    (SELECT id FROM connections WHERE status IN ('active', 'failing') AND last_used_at IS NOT NULL
+     ORDER BY last_used_at DESC LIMIT $1)
+    UNION ALL
+    (SELECT id FROM connections WHERE status IN ('active', 'failing') AND last_used_at IS NULL
+     ORDER BY created_at DESC, id DESC LIMIT $1)
+    LIMIT $1
+) few JOIN LATERAL (SELECT * FROM connections WHERE id = few.id OFFSET 0) c ON true
+LEFT JOIN LATERAL (SELECT * FROM token_sets WHERE connection_id = c.id OFFSET 0) t ON true
+LEFT JOIN LATERAL (SELECT * FROM refresh_schedule WHERE connection_id = c.id OFFSET 0) s ON true
+"""
 )
 
+# What is under way for a connection that was purged carries its epoch. One made anew under the same
+# name begins above it, or the late reply would become its own.
 _INSERT = """
 INSERT INTO connections (id, provider, grant_type, status, label, label_is_set, fields,
                          requested_scopes, metadata, reply_values, return_url, created_by,
-                         test_due_at, created_at, updated_at)
+                         test_due_at, created_at, updated_at, epoch)
 VALUES ($1, $2, $3, $4, $5, $5::text IS NOT NULL, $6::jsonb, $7, $8::jsonb, $9::jsonb, $10, $11,
-        $12, $13, $13)
+        $12, $13, $13, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
 """
 
 # A set in brackets (a first `]` is a member), or a single character.
@@ -188,21 +197,7 @@ class PostgresConnections(ConnectionLife):
 
     async def census(self, *, now: datetime) -> Census:
         """Return the counts behind the gauges."""
-        counts = await self._database.fetch(
-            "SELECT provider, status, count(*) AS n FROM connections GROUP BY 1, 2"
-        )
-        expiries = await self._database.fetch(
-            "SELECT c.provider, min(t.expires_at) AS soonest,"
-            " count(*) FILTER (WHERE t.expires_at <= $1) AS expired"
-            " FROM token_sets t JOIN connections c ON c.id = t.connection_id"
-            " WHERE c.status IN ('active', 'failing') GROUP BY 1",
-            now,
-        )
-        return Census(
-            connections={(row["provider"], row["status"]): row["n"] for row in counts},
-            expired={row["provider"]: row["expired"] for row in expiries},
-            soonest={row["provider"]: row["soonest"] for row in expiries},
-        )
+        return await take_census(self._database, now=now)
 
     async def providers_in_use(self) -> dict[str, int]:
         """Return how many connections hold tokens, by provider."""
@@ -248,12 +243,3 @@ def _creation(connection: Connection, tokens: TokenSet | None) -> list[NewEvent]
     detail = authorized_detail(tokens, connection.requested_scopes, account_known=False)
     imported = replace(created, type=EventType.AUTHORIZED, detail={**detail, "imported": True})
     return [created, imported]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Census:
-    """Counts over all connections; keys are (provider, status) or provider names."""
-
-    connections: Mapping[tuple[str, str], int]
-    expired: Mapping[str, int]
-    soonest: Mapping[str, datetime | None]

@@ -23,7 +23,8 @@ WITH due AS (
     )
     RETURNING event_id, attempts
 )
-SELECT e.*, due.attempts FROM due JOIN events e ON e.id = due.event_id ORDER BY e.id
+SELECT e.id, e.at, e.connection_id, e.provider, e.type, e.detail, due.attempts
+FROM due JOIN events e ON e.id = due.event_id ORDER BY e.id
 """
 
 # A dead letter stays until its event is pruned; a delivered one, too, so that nobody wonders.
@@ -38,7 +39,8 @@ WHERE d.event_id = n.event_id AND d.state = 'pending'
 """
 
 _DEAD = """
-SELECT e.*, d.attempts, d.last_status, d.last_error, d.ended_at
+SELECT e.id, e.at, e.connection_id, e.provider, e.type, e.detail, d.attempts,
+       d.last_status, d.last_error, d.ended_at
 FROM webhook_deliveries d JOIN events e ON e.id = d.event_id
 WHERE d.state = 'dead' ORDER BY e.id DESC LIMIT $1
 """

@@ -42,7 +42,11 @@ SELECT 1 FROM refresh_schedule WHERE connection_id = ANY($1::text[]) ORDER BY co
 FOR UPDATE
 """
 _LOCK_CONNECTIONS = "SELECT 1 FROM connections WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE"
-_READ_TOKENS = "SELECT * FROM token_sets WHERE connection_id = ANY($1::text[])"
+_READ_TOKENS = """
+SELECT connection_id, generation, access_token, refresh_token, token_type, scopes, issued_at,
+       expires_at
+FROM token_sets WHERE connection_id = ANY($1::text[])
+"""
 
 _STORE_TOKENS = """
 INSERT INTO token_sets (connection_id, generation, access_token, refresh_token, token_type, scopes,

@@ -41,14 +41,6 @@ SELECT count(*) FROM recorded
 
 _COLUMNS = "SELECT id, at, connection_id, provider, type, detail FROM events"
 
-# Rows removed by one statement: its locks and its WAL stay small beside the refreshes'.
-_PRUNED_AT_A_TIME = 5000
-# By id, which rises with time: an index over times would cost every refresh for one sweep a day.
-_PRUNE = """
-WITH oldest AS (SELECT id, at FROM events ORDER BY id LIMIT $2)
-DELETE FROM events WHERE id IN (SELECT id FROM oldest WHERE at < $1)
-"""
-
 # Longer than any of our transactions takes from its insert to its commit: events are the last
 # thing each of them writes.
 _COMMITS_WITHIN = 2.0
@@ -127,19 +119,6 @@ class PostgresHistory:
         """Return the highest id there is; 0 where there is none."""
         value: int = await self._database.fetchval("SELECT coalesce(max(id), 0) FROM events")
         return value
-
-    async def prune(self, older_than: datetime) -> int:
-        """Remove events from before ``older_than`` with their deliveries; return how many.
-
-        What has not been delivered by then goes too: the retention bounds the webhook's patience.
-        """
-        removed = 0
-        while True:
-            tag = await self._database.execute(_PRUNE, older_than, _PRUNED_AT_A_TIME)
-            count = int(tag.split()[-1])
-            removed += count
-            if count == 0:
-                return removed
 
 
 class EventTail:

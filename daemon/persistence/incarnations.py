@@ -63,6 +63,7 @@ class Incarnations:
         self._database = database
         self._owner = owner
         self._trusted: str | None = None
+        self._refused: str | None = None
         self._changed = asyncio.Event()
         self.held_back: frozenset[str] = frozenset()
 
@@ -77,6 +78,8 @@ class Incarnations:
         Raises:
             DatabaseUnavailableError: it is another one; ``changed`` returns.
         """
+        if self._refused is not None:
+            raise DatabaseUnavailableError(self._refused)
         if self._trusted is None or found == self._trusted:
             return
         self._changed.set()
@@ -84,6 +87,10 @@ class Incarnations:
             "the database was restarted, replaced or restored: nothing is claimed until the "
             "journal was compared with it"
         )
+
+    def refuse(self, reason: str | None) -> None:
+        """Let nothing be claimed at all, for a reason in words, until called with ``None``."""
+        self._refused = reason
 
     async def is_known(self, incarnation: str) -> bool:
         """Tell whether this very replica has trusted it before, in this process or an earlier."""
@@ -129,13 +136,6 @@ class Incarnations:
         """Let nobody wait for this replica: it has stored all that it had."""
         await self._database.execute(
             "UPDATE replicas SET seen_at = '-infinity' WHERE owner = $1", self._owner
-        )
-
-    async def prune(self) -> None:
-        """Forget replicas that were not seen for 30 days."""
-        await self._database.execute(
-            "DELETE FROM replicas"
-            " WHERE greatest(seen_at, since) < clock_timestamp() - interval '30 days'"
         )
 
     async def standing(self, ids: Sequence[str]) -> Mapping[str, Standing]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from daemon.domain.errors import DecryptionError, JournalError
 from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.reply import RawReply
 from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.journal_keys import COLUMN, JournalKeys
+from daemon.persistence.journal_mark import Mark, read_mark, settled_through, write_mark
 from daemon.persistence.segments import Kind, Record, Segment, encode, scan, segment_files
 
 log = structlog.get_logger()
@@ -39,7 +42,6 @@ SEGMENT_SIZE = 8 * 1024 * 1024
 # A database may lose acknowledged commits in a failover, or be restored from last night's backup:
 # settled replies are kept for as long as it takes to notice.
 KEEP_SETTLED = 24 * 3600.0
-_COLUMN = "journal"
 _OWNER_BYTES = 9
 
 
@@ -66,13 +68,17 @@ class Journal:
         self._segment: Segment | None = None
         self._lock: int | None = None
         self._reserved = 0
+        self._marked = 0
+        # Files with what could not be read: a key may come back.
+        self._unread: set[int] = set()
         # Whose replies are in which file: attempts of a segment that are not settled.
         self._unsettled: dict[str, int] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._waiting: list[_Part] = []
         # What is settled and not written down yet.
         self._notes: list[bytes] = []
         self._writer: asyncio.Task[None] | None = None
+        self.keys = JournalKeys()
         self.owner = ""
 
     def __len__(self) -> int:
@@ -106,6 +112,7 @@ class Journal:
         if self._writer is not None:
             await self._writer
         self._thread.shutdown(wait=True)
+        self._mark()
         if self._segment is not None:
             self._segment.close()
             self._segment = None
@@ -113,20 +120,26 @@ class Journal:
             os.close(self._lock)
             self._lock = None
 
-    @asynccontextmanager
-    async def reserved(self) -> AsyncIterator[None]:
+    def reserved(self) -> AbstractAsyncContextManager[None]:
         """Hold room for one reply, from before its request is sent until it is kept.
 
-        Raises:
-            JournalError: there is no room; nothing may be sent.
+        Entering raises JournalError where there is no room: nothing may be sent.
         """
+        return _Reservation(self)
+
+    async def reserve(self) -> None:
+        """Hold room for one more reply. Raises JournalError where there is none."""
         self._reserved += RESERVATION
         try:
             if not self._has_room():
                 await self._in_thread(self._make_room)
-            yield
-        finally:
-            self._reserved -= RESERVATION
+        except BaseException:
+            self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        """Hold room for one reply less."""
+        self._reserved -= RESERVATION
 
     async def keep(self, entry: JournaledReply) -> bool:
         """Return once the reply is on the disk. Replies that come together share one sync.
@@ -136,11 +149,11 @@ class Journal:
         """
         payload = self._seal(entry)
         try:
-            await self._append(encode(Record(kind=Kind.REPLY, payload=payload)))
+            await self._append(
+                encode(Record(kind=Kind.REPLY, payload=payload)), entry.attempt, payload
+            )
         except JournalError:
             return False
-        if self._segment is not None:
-            self._unsettled[entry.attempt] = self._segment.number
         return True
 
     async def settled(self, attempt: str, *, stored: bool = True) -> None:
@@ -152,6 +165,10 @@ class Journal:
         if self._unsettled.pop(attempt, None) is not None:
             kind = Kind.SETTLED if stored else Kind.DISCARDED
             self._notes.append(encode(Record(kind=kind, payload=attempt.encode())))
+
+    def is_settled(self, attempt: str) -> bool:
+        """Tell whether an attempt's reply is settled, as far as the disk or this process knows."""
+        return attempt not in self._unsettled
 
     async def replies(self) -> AsyncIterator[JournaledReply]:
         """Return what the journal still has, newest first, settled or not; one file at a time.
@@ -185,14 +202,31 @@ class Journal:
         await self._write_notes()
         await self._in_thread(self._clean)
 
+    async def closed_file(self, number: int) -> Path | None:
+        """Return a file that nothing will be appended to; ``None`` where it is gone.
+
+        Raises:
+            JournalError: it is the current one, and there is no room for another.
+        """
+        if self._segment is not None and self._segment.number == number:
+            await self._in_thread(self._begin_file)
+        files = await asyncio.to_thread(segment_files, self._directory)
+        return next((path for path in files if int(path.name.split(".")[0]) == number), None)
+
+    def _begin_file(self) -> None:
+        # The new one first: replies are on their way, for which the old one has room.
+        old, self._segment = self._segment, self._new_segment(at_least=self._reserved)
+        if old is not None:
+            old.close()
+
     async def _write_notes(self) -> None:
         if self._notes:
             with suppress(JournalError):
                 await self._append(b"")
 
-    async def _append(self, content: bytes) -> None:
+    async def _append(self, content: bytes, attempt: str = "", payload: bytes = b"") -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((content, done))
+        self._waiting.append(_Part(content, done, attempt, payload))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_all(), name="journal")
         await done
@@ -201,17 +235,17 @@ class Journal:
         while self._waiting:
             group, self._waiting = self._waiting, []
             notes, self._notes = self._notes, []
-            content = b"".join((*notes, *(part for part, _ in group)))
+            content = b"".join((*notes, *(part.content for part in group)))
             try:
-                await self._in_thread(partial(self._write, content))
+                await self._in_thread(partial(self._write, content, group))
             except JournalError as error:
-                for _, done in group:
-                    if not done.done():
-                        done.set_exception(error)
+                for part in group:
+                    if not part.done.done():
+                        part.done.set_exception(error)
             else:
-                for _, done in group:
-                    if not done.done():
-                        done.set_result(None)
+                for part in group:
+                    if not part.done.done():
+                        part.done.set_result(None)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         try:
@@ -223,8 +257,12 @@ class Journal:
                 "disk room, or move state_dir to a sound one"
             ) from error
 
-    def _write(self, content: bytes) -> None:
-        """Append to the segment; after a failure to a new one, once."""
+    def _write(self, content: bytes, group: Sequence[_Part]) -> None:
+        """Append to the segment; after a failure to a new one, once.
+
+        Which replies it holds is noted here and not when somebody hears of it: by then this
+        thread may be some files further, and what is noted for a later file is not looked for.
+        """
         if self._segment is None or self._segment.room < len(content):
             self._roll(at_least=len(content))
         try:
@@ -233,6 +271,11 @@ class Journal:
             log.warning("journal_file_abandoned", error=error.strerror)
             self._roll(at_least=len(content))
             self._current.append(content)
+        number = self._current.number
+        for part in group:
+            if part.attempt:
+                self._unsettled[part.attempt] = number
+                self.keys.note(number, part.payload)
 
     @property
     def _current(self) -> Segment:
@@ -255,11 +298,23 @@ class Journal:
         if old is not None:
             old.close()
         self._segment = self._new_segment(at_least)
+        self._mark()
 
     def _new_segment(self, at_least: int = 0) -> Segment:
         files = segment_files(self._directory)
-        number = int(files[-1].name.split(".")[0]) + 1 if files else 1
+        # Also where the files are gone: below the mark nothing is read.
+        number = max(int(files[-1].name.split(".")[0]) + 1 if files else 1, self._marked + 1)
         return Segment(self._directory, number, max(self._segment_size, at_least))
+
+    def _mark(self) -> None:
+        """Note for the next start which files it need not read. In the journal's thread only."""
+        if self._segment is None:
+            return
+        holding = {*list(self._unsettled.values()), *self._unread}
+        through = settled_through(self._segment.number, holding)
+        if through > self._marked:
+            self._marked = through
+            write_mark(self._directory, Mark(through=through, keys=self.keys.through(through)))
 
     def _clean(self) -> None:
         holding = set(self._unsettled.values())
@@ -269,6 +324,8 @@ class Journal:
             current = self._segment is not None and self._segment.number == number
             if not current and number not in holding and path.stat().st_mtime < oldest:
                 path.unlink()
+                self.keys.forget(number)
+                self._unread.discard(number)
 
     def _take_lock(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -300,10 +357,16 @@ class Journal:
 
     def _read_all(self) -> list[JournaledReply]:
         pending: dict[str, JournaledReply] = {}
+        mark = read_mark(self._directory)
+        self._marked = mark.through
         for path in segment_files(self._directory):
             number = int(path.name.split(".")[0])
+            if number <= mark.through and number in mark.keys:
+                self.keys.replace(number, mark.keys[number])
+                continue
             contents = scan(path.read_bytes())
             if contents.damaged:
+                self._unread.add(number)
                 log.error("journal_damaged", file=str(path), places=contents.damaged)
             else:
                 _shrink(path, contents.end)
@@ -313,10 +376,13 @@ class Journal:
                     pending.pop(attempt, None)
                     self._unsettled.pop(attempt, None)
                     continue
+                self.keys.note(number, record.payload)
                 entry = self._unseal(record.payload, path)
-                if entry is not None:
-                    pending[entry.attempt] = entry
-                    self._unsettled[entry.attempt] = number
+                if entry is None:
+                    self._unread.add(number)
+                    continue
+                pending[entry.attempt] = entry
+                self._unsettled[entry.attempt] = number
         return list(pending.values())
 
     def _seal(self, entry: JournaledReply) -> bytes:
@@ -335,13 +401,15 @@ class Journal:
                 "epoch": entry.epoch,
                 "fields": dict(entry.fields),
                 "was_in_doubt": entry.was_in_doubt,
+                "caller": entry.caller,
+                "callback": None if entry.callback is None else dict(entry.callback),
             }
         )
-        return self._cipher.seal(body, connection="", column=_COLUMN, generation=0)
+        return self._cipher.seal(body, connection="", column=COLUMN, generation=0)
 
     def _unseal(self, payload: bytes, path: Path) -> JournaledReply | None:
         try:
-            opened = self._cipher.open(payload, connection="", column=_COLUMN, generation=0)
+            opened = self._cipher.open(payload, connection="", column=COLUMN, generation=0)
         except DecryptionError as error:
             log.warning("journal_record_not_opened", file=str(path), error=str(error))
             return None
@@ -359,11 +427,38 @@ class Journal:
                 headers={n: _text_of_bytes(v) for n, v in values["headers"].items()},
                 body=values["body"].encode("latin-1"),
             ),
-            # Segments of the version before have neither; nothing could be disconnected then.
+            # Segments of versions before lack some; nothing could be disconnected then.
             epoch=values.get("epoch", 0),
             fields=values.get("fields", {}),
             was_in_doubt=values.get("was_in_doubt", False),
+            caller=values.get("caller", ""),
+            callback=values.get("callback"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What waits to be written; ``attempt`` and ``payload`` are a reply's, else empty."""
+
+    content: bytes = field(repr=False)
+    done: asyncio.Future[None]
+    attempt: str
+    payload: bytes = field(repr=False)
+
+
+class _Reservation(AbstractAsyncContextManager[None]):
+    """Room for one reply. No generator: every refresh would pay for making one."""
+
+    __slots__ = ("_journal",)
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def __aenter__(self) -> None:
+        await self._journal.reserve()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._journal.give_back()
 
 
 def _shrink(path: Path, end: int) -> None:

@@ -1,8 +1,8 @@
 """Which keys there are, and the proof that they are the ones this database was encrypted with.
 
 Its hard idea: a daemon with a wrong key would make every connection unreadable for the right
-one. So each key that ever encrypted leaves a canary in the database, and nothing is written
-before the keys at hand have opened all of them.
+one. So each key leaves a canary in the database before it encrypts, and nothing is written before
+the keys at hand have opened those of all keys in use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,20 +40,6 @@ class Keyring:
     def ids(self) -> tuple[str, ...]:
         """Return the ids, the encrypting one first."""
         return tuple(key.id for key in self.keys)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyStatus:
-    """One key as ``tokenward keys status`` shows it.
-
-    ``encrypts`` for the first one; ``configured``: it is at hand; ``known``: the database has
-    its canary, so rows may need it.
-    """
-
-    id: str
-    encrypts: bool
-    configured: bool
-    known: bool
 
 
 def generate_key(entropy: Entropy) -> str:
@@ -92,13 +78,32 @@ def find_keyring(configured: Sequence[EncryptionKey], *, state_dir: Path) -> Key
             return None
 
 
-def judge(keyring: Keyring, cipher: TokenCipher, canaries: Mapping[str, bytes]) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKeys:
+    """What the database knows of keys.
+
+    ``canaries``, oldest first, are of every key that it was told of; nobody may do without those
+    ``in_use``.
+    """
+
+    canaries: Mapping[str, bytes] = field(repr=False)
+    in_use: frozenset[str]
+
+
+def judge(
+    keyring: Keyring,
+    cipher: TokenCipher,
+    canaries: Mapping[str, bytes],
+    in_use: Collection[str] | None = None,
+) -> tuple[str, ...]:
     """Return the ids of keys that are new to a database with these ``canaries``.
+
+    ``in_use`` are those of the canaries' keys that something needs; ``None``: all.
 
     Raises:
         KeyringError: a key is missing, or is another one than that which encrypted there.
     """
-    missing = sorted(set(canaries) - set(keyring.ids))
+    missing = missing_keys(keyring.ids, canaries if in_use is None else in_use)
     if missing:
         raise KeyringError(
             f"the database was encrypted with keys that are not at hand: {', '.join(missing)}. "
@@ -106,53 +111,35 @@ def judge(keyring: Keyring, cipher: TokenCipher, canaries: Mapping[str, bytes]) 
             f"begins with 'generated-' is the file {KEY_FILE} of the state_dir that made it"
         )
     for key_id, canary in canaries.items():
-        _open_canary(cipher, key_id, canary)
+        if key_id in keyring.ids:
+            _open_canary(cipher, key_id, canary)
     return tuple(key_id for key_id in keyring.ids if key_id not in canaries)
 
 
-def status(keyring: Keyring | None, known: Sequence[str]) -> list[KeyStatus]:
-    """Return every key that is at hand or ``known`` to the database, the encrypting one first."""
-    at_hand = keyring.ids if keyring else ()
-    return [
-        KeyStatus(
-            id=key_id,
-            encrypts=key_id == at_hand[:1][0] if at_hand else False,
-            configured=key_id in at_hand,
-            known=key_id in known,
-        )
-        for key_id in dict.fromkeys((*at_hand, *known))
-    ]
+def missing_keys(at_hand: Iterable[str], needed: Iterable[str]) -> tuple[str, ...]:
+    """Return the ids of keys that are needed and not at hand, sorted."""
+    return tuple(sorted(set(needed) - set(at_hand)))
 
 
-async def verify(
-    connection: DatabaseConnection, keyring: Keyring, cipher: TokenCipher
-) -> tuple[str, ...]:
-    """Check the keys against the database, add canaries of new ones, and return those ids.
-
-    Raises what ``judge`` raises, then nothing was written; asyncpg's errors pass through.
-    """
-    if not judge(keyring, cipher, await _canaries(connection)):
-        return ()
-    async with connection.transaction():
-        # Two daemons with keys of their own may both have found the database empty.
-        await connection.execute("LOCK TABLE encryption_keys IN SHARE ROW EXCLUSIVE MODE")
-        new = judge(keyring, cipher, await _canaries(connection))
-        await connection.executemany(
-            "INSERT INTO encryption_keys (key_id, canary) VALUES ($1, $2)",
-            [(key_id, _canary(cipher, key_id)) for key_id in new],
-        )
-    return new
+async def stored_keys(connection: DatabaseConnection) -> StoredKeys:
+    """Return what the database knows of keys. Asyncpg's errors pass through."""
+    rows = await connection.fetch(
+        "SELECT key_id, canary, in_use FROM encryption_keys ORDER BY created_at, key_id"
+    )
+    return StoredKeys(
+        canaries={row["key_id"]: row["canary"] for row in rows},
+        in_use=frozenset(row["key_id"] for row in rows if row["in_use"]),
+    )
 
 
-async def known_keys(connection: DatabaseConnection) -> tuple[str, ...]:
-    """Return the ids of the keys that the database knows, oldest first."""
-    rows = await connection.fetch("SELECT key_id FROM encryption_keys ORDER BY created_at, key_id")
-    return tuple(row["key_id"] for row in rows)
-
-
-async def _canaries(connection: DatabaseConnection) -> dict[str, bytes]:
-    rows = await connection.fetch("SELECT key_id, canary FROM encryption_keys")
-    return {row["key_id"]: row["canary"] for row in rows}
+async def announce(
+    connection: DatabaseConnection, cipher: TokenCipher, key_ids: Iterable[str]
+) -> None:
+    """Leave the canaries of keys that ``judge`` has found new, none of them in use yet."""
+    await connection.executemany(
+        "INSERT INTO encryption_keys (key_id, canary, in_use) VALUES ($1, $2, false)",
+        [(key_id, _canary(cipher, key_id)) for key_id in key_ids],
+    )
 
 
 def _canary(cipher: TokenCipher, key_id: str) -> bytes:

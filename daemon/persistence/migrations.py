@@ -4,7 +4,9 @@ Its hard idea: replicas of two versions share a database while an upgrade rolls 
 schema of the same *major* only added things and is fine for older code; a newer major is not.
 
 A file is named ``NNNN_words.sql`` and begins with ``-- major: N``. It runs in a transaction of
-its own, together with its row in ``schema_migrations``. There is no way back but a backup.
+its own, together with its row in ``schema_migrations``. Where the second line is
+``-- transaction: none`` (an index is built CONCURRENTLY) each statement runs by itself, and all of
+them again after a failure. There is no way back but a backup. docs/upgrading.md has the rules.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ import asyncpg
 from daemon.domain.clock import Clock
 from daemon.domain.errors import DatabaseUnavailableError, SchemaError, SchemaTooNewError
 from daemon.persistence.dialing import DatabaseConnection
+from daemon.persistence.statements import statements
 from daemon.persistence.unavailable import LIBRARY_ERRORS, classify, unavailable
 
 _FILE_NAME = re.compile(r"(?P<version>[0-9]{4})_(?P<name>[a-z0-9_]+)\.sql")
-_HEADER = re.compile(r"-- major: (?P<major>[1-9][0-9]*)\r?\n")
+_HEADER = re.compile(r"-- major: (?P<major>[1-9][0-9]*)\r?\n(?P<alone>-- transaction: none\r?\n)?")
 # In a file these would end the transaction that makes it all or nothing.
 _TRANSACTION = re.compile(
     r"^\s*(?:BEGIN|START\s+TRANSACTION|COMMIT|ROLLBACK)\s*;", re.IGNORECASE | re.MULTILINE
@@ -37,6 +40,10 @@ _LOCK_POLL_SECONDS = 0.25
 _PATIENCE_SECONDS = 60.0
 # The server's limit is lifted for a migration, so the client's is what remains.
 _MIGRATION_SECONDS = 3600.0
+# Whoever comes after a statement that waits for a table's lock waits behind it. So it gives up
+# soon, lets them pass, and comes back.
+_LOCK_TIMEOUT = "2s"
+_LOCK_PAUSE_SECONDS = 1.0
 
 _COLUMNS = ("version", "name", "major", "checksum", "applied_at")
 _BOOKKEEPING = """
@@ -52,13 +59,17 @@ CREATE TABLE schema_migrations (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """One file. ``checksum`` is the SHA-256 of its bytes, in hexadecimal."""
+    """One file. ``checksum`` is the SHA-256 of its bytes, in hexadecimal.
+
+    ``alone``: its statements run outside a transaction, and each bears to be run again.
+    """
 
     version: int
     name: str
     major: int
     checksum: str
     sql: str = field(repr=False)
+    alone: bool = False
 
     def __str__(self) -> str:
         """Return ``NNNN_name``."""
@@ -114,6 +125,7 @@ def parse(file_name: str, content: bytes) -> Migration:
         major=int(header["major"]),
         checksum=hashlib.sha256(content).hexdigest(),
         sql=sql,
+        alone=header["alone"] is not None,
     )
 
 
@@ -149,8 +161,13 @@ async def pending(
     connection: DatabaseConnection, known: Sequence[Migration]
 ) -> tuple[Migration, ...]:
     """Return what ``migrate`` would apply. Only reads; raises as ``plan`` and ``migrate`` do."""
+    return plan(known, await applied(connection))
+
+
+async def applied(connection: DatabaseConnection) -> list[Applied]:
+    """Return what was applied, in no order. Only reads; raises as ``migrate`` does."""
     async with _translated("reading schema_migrations"):
-        return plan(known, await _applied(connection))
+        return await _applied(connection)
 
 
 async def migrate(
@@ -164,7 +181,7 @@ async def migrate(
 
     ``connection`` is one of its own (``Database.connect``, or the one ``prepare`` receives), for
     the lock belongs to its session. ``patience`` is how many seconds to wait for another that is
-    migrating.
+    migrating, and then for transactions that hold a table.
 
     Raises:
         DatabaseUnavailableError: away, or another is still at it; try again.
@@ -178,7 +195,7 @@ async def migrate(
         todo = await pending(connection, known)
         for migration in todo:
             async with _translated(f"migration {migration}"):
-                await _apply(connection, migration)
+                await _apply_patiently(connection, migration, clock, patience)
     return todo
 
 
@@ -240,17 +257,51 @@ async def _locked(
                 await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
 
 
+async def _apply_patiently(
+    connection: DatabaseConnection, migration: Migration, clock: Clock, patience: float
+) -> None:
+    deadline = clock.boottime() + patience
+    while True:
+        try:
+            await (_apply_alone if migration.alone else _apply)(connection, migration)
+        except asyncpg.LockNotAvailableError as error:
+            if clock.boottime() >= deadline:
+                raise DatabaseUnavailableError(
+                    f"migration {migration} has waited {patience:.0f} s for a table that a long "
+                    f"transaction holds: end it (pg_stat_activity, oldest xact_start), or wait"
+                ) from error
+        else:
+            return
+        await clock.sleep(_LOCK_PAUSE_SECONDS)
+
+
 async def _apply(connection: DatabaseConnection, migration: Migration) -> None:
     async with connection.transaction():
         await connection.execute("SET LOCAL statement_timeout = 0")
+        await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
         if migration.version == 1:
             await connection.execute(_BOOKKEEPING)
         await connection.execute(migration.sql, timeout=_MIGRATION_SECONDS)
-        await connection.execute(
-            "INSERT INTO schema_migrations (version, name, major, checksum)"
-            " VALUES ($1, $2, $3, $4)",
-            migration.version,
-            migration.name,
-            migration.major,
-            migration.checksum,
-        )
+        await _note(connection, migration)
+
+
+async def _apply_alone(connection: DatabaseConnection, migration: Migration) -> None:
+    # CONCURRENTLY waits for transactions while it stands in nobody's way: no lock timeout.
+    await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+    try:
+        for statement in statements(migration.sql):
+            await connection.execute(statement, timeout=_MIGRATION_SECONDS)
+    finally:
+        if not connection.is_closed():
+            await connection.execute("RESET statement_timeout; RESET lock_timeout")
+    await _note(connection, migration)
+
+
+async def _note(connection: DatabaseConnection, migration: Migration) -> None:
+    await connection.execute(
+        "INSERT INTO schema_migrations (version, name, major, checksum) VALUES ($1, $2, $3, $4)",
+        migration.version,
+        migration.name,
+        migration.major,
+        migration.checksum,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 
@@ -22,7 +22,6 @@ from daemon.persistence.rows import Row
 
 log = structlog.get_logger()
 
-KEEP_ORPHANS = timedelta(days=30)
 _ACCESS, _REFRESH = "orphan_access_token", "orphan_refresh_token"
 
 # The same settlement may be repeated after a lost acknowledgement.
@@ -31,8 +30,12 @@ INSERT INTO orphans (connection_id, generation, attempt, access_token, refresh_t
                      received_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (connection_id, attempt) DO NOTHING
 """
-_NEWEST = """
-SELECT o.* FROM orphans o JOIN token_sets t ON t.connection_id = o.connection_id
+_ORPHAN = (
+    "o.id, o.connection_id, o.generation, o.access_token, o.refresh_token, o.expires_at,"
+    " o.received_at"
+)
+_NEWEST = f"""
+SELECT {_ORPHAN} FROM orphans o JOIN token_sets t ON t.connection_id = o.connection_id
 WHERE o.connection_id = $1 AND o.refresh_token IS NOT NULL
   AND o.generation > t.grant_generation
 ORDER BY o.received_at DESC, o.id DESC
@@ -64,7 +67,7 @@ async def take_orphans(
     What does not decrypt is removed as well: nobody can revoke it.
     """
     rows = await session.fetch(
-        "DELETE FROM orphans WHERE connection_id = $1 RETURNING *", connection_id
+        f"DELETE FROM orphans o WHERE o.connection_id = $1 RETURNING {_ORPHAN}", connection_id
     )
     found: list[TokenSet] = []
     for row in sorted(rows, key=lambda row: (row["received_at"], row["id"]), reverse=True):
@@ -100,15 +103,6 @@ class PostgresOrphans:
                     refresh_token=tokens.refresh_token,
                 )
         return None
-
-    async def prune(self, *, now: datetime) -> int:
-        """Remove orphans that are older than 30 days; return how many."""
-        removed: int = await self._database.fetchval(
-            "WITH gone AS (DELETE FROM orphans WHERE received_at < $1 RETURNING 1)"
-            " SELECT count(*) FROM gone",
-            now - KEEP_ORPHANS,
-        )
-        return removed
 
 
 def _columns(cipher: TokenCipher, late: Late, now: datetime) -> tuple[object, ...]:

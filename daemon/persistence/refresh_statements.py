@@ -22,6 +22,7 @@ WITH picked AS (
     CROSS JOIN LATERAL (
         SELECT connection_id, state, due_at FROM refresh_schedule
         WHERE provider = room.provider AND due_at <= $3 AND state <> 'sending'
+          AND (take_over_at IS NULL OR take_over_at <= clock_timestamp())
         ORDER BY due_at LIMIT room.places FOR UPDATE SKIP LOCKED
     ) r
 )
@@ -34,8 +35,9 @@ RETURNING s.connection_id, s.provider, s.attempt, s.failures,
 """
 
 LOCK_WANTED = """
-SELECT connection_id, provider, state, due_at, failures, attempt FROM refresh_schedule
-WHERE connection_id = $1 FOR UPDATE
+SELECT connection_id, provider, state, due_at, failures, attempt,
+       coalesce(take_over_at > clock_timestamp(), false) AS rests
+FROM refresh_schedule WHERE connection_id = $1 FOR UPDATE
 """
 
 # Always a statement of its own, after the schedule's row is locked: a join in the locking

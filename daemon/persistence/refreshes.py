@@ -26,14 +26,22 @@ from daemon.domain.claim import (
     Settled,
     Settlement,
 )
-from daemon.domain.claimable import ScheduleRow, Wanted, refusal
-from daemon.domain.connection import Failure, Status
+from daemon.domain.claimable import Wanted, refusal
+from daemon.domain.connection import Failure
 from daemon.domain.errors import DecryptionError
 from daemon.domain.outcome import Outcome
 from daemon.domain.revocation import Initiator
 from daemon.domain.tokens import TokenSet
 from daemon.persistence import refresh_statements as statements
 from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.claim_rows import (
+    claim_of,
+    has_ended,
+    held_back,
+    is_older,
+    not_reclaimed,
+    schedule_of,
+)
 from daemon.persistence.history import EventRecorder
 from daemon.persistence.incarnations import Incarnations
 from daemon.persistence.orphans import PostgresOrphans
@@ -44,8 +52,6 @@ from daemon.persistence.settlements import Settlements, refusals_told
 
 # What cannot be decrypted is neither sent nor overwritten: a key may be about to come back.
 _LOOK_AGAIN = timedelta(minutes=5)
-# Replicas' clocks may differ by this much. A person's reconnect takes longer than a reply.
-_CLOCKS_DIFFER = timedelta(seconds=10)
 
 
 class PostgresRefreshes:
@@ -81,6 +87,9 @@ class PostgresRefreshes:
         room = {name: places for name, places in room.items() if not self._is_held_back(name)}
         async with self._database.transaction() as connection:
             states, clock = await self._lock(connection, room, claims=True)
+            # Again: while this waited for the database its incarnation may have been trusted, and
+            # its providers held back with that.
+            states = {name: s for name, s in states.items() if not self._is_held_back(name)}
             admissions = {
                 name: admit(state, rate=room[name][1], wanted=room[name][0], now=clock)
                 for name, state in states.items()
@@ -117,11 +126,13 @@ class PostgresRefreshes:
     ) -> Claim | Refusal:
         """Claim one connection that somebody waits for."""
         if self._is_held_back(wanted.provider):
-            return Refusal(connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED)
+            return held_back(wanted)
         async with self._database.transaction() as connection:
             states, clock = await self._lock(connection, [wanted.provider], claims=True)
+            if self._is_held_back(wanted.provider):
+                return held_back(wanted)
             row = await self._locked(connection, wanted.connection_id)
-            reason = refusal(None if row is None else _schedule(row), wanted, now)
+            reason = refusal(None if row is None else schedule_of(row), wanted, now)
             if row is None or reason is not None:
                 retry_at = None if row is None else row["due_at"]
                 return Refusal(
@@ -167,14 +178,14 @@ class PostgresRefreshes:
         """
         async with self._database.transaction() as connection:
             row = await self._locked(connection, connection_id)
-            if row is not None and (row["generation"] != generation or _has_ended(row, attempt)):
+            if row is not None and (row["generation"] != generation or has_ended(row, attempt)):
                 return None
-            refused = _not_reclaimed(row, connection_id, attempt)
+            refused = not_reclaimed(row, connection_id, attempt)
             if row is None or refused is not None:
                 return refused
             await connection.execute(statements.RECLAIM, connection_id, attempt, owner, hold)
         claimed = {**row, "attempt": attempt, "state": ClaimState.SENDING}
-        return _claim(claimed, token_set(row, self._cipher), 0.0)
+        return claim_of(claimed, token_set(row, self._cipher), 0.0)
 
     async def recall(
         self,
@@ -183,27 +194,30 @@ class PostgresRefreshes:
         attempt: str,
         generation: int,
         sent_at: datetime,
+        epoch: int,
         owner: str,
         hold: timedelta,
     ) -> Claim | Refusal | None:
         """Claim for a reply whose claim the database has forgotten, with generations or without.
 
         ``generation`` is the one that the request was sent for, at ``sent_at``. Like ``reclaim``,
-        but also where the database has an older one, unless a later grant has put it there.
+        but also where the database has an older one, unless a later grant has put it there. A
+        disconnect since ``epoch`` refuses it, and with that a connection that was purged and made
+        anew under the same name.
         """
         with refusals_told():
             async with self._database.transaction() as connection:
                 row = await self._locked(connection, connection_id)
                 if row is not None and (
-                    not _is_older(row, generation, sent_at) or _has_ended(row, attempt)
+                    not is_older(row, generation, sent_at) or has_ended(row, attempt)
                 ):
                     return None
-                refused = _not_reclaimed(row, connection_id, attempt)
+                refused = not_reclaimed(row, connection_id, attempt, epoch=epoch)
                 if row is None or refused is not None:
                     return refused
                 await connection.execute(statements.RECLAIM, connection_id, attempt, owner, hold)
         claimed = {**row, "attempt": attempt, "state": ClaimState.SENDING}
-        claim = _claim(claimed, token_set(row, self._cipher), 0.0)
+        claim = claim_of(claimed, token_set(row, self._cipher), 0.0)
         if row["generation"] == generation:
             return claim
         return replace(
@@ -363,63 +377,5 @@ class PostgresRefreshes:
                     row["state"],
                 )
             else:
-                claims.append(_claim(row, tokens, next(delays[row["provider"]])))
+                claims.append(claim_of(row, tokens, next(delays[row["provider"]])))
         return claims
-
-
-def _claim(row: Row, tokens: TokenSet, delay: float) -> Claim:
-    return Claim(
-        connection_id=row["connection_id"],
-        provider=row["provider"],
-        attempt=row["attempt"],
-        status=Status(row["status"]),
-        tokens=tokens,
-        requested_scopes=tuple(row["requested_scopes"]),
-        was_in_doubt=row["state"] == ClaimState.IN_DOUBT,
-        failures=row["failures"],
-        planned_at=row["due_at"],
-        delay=delay,
-        fields=row["fields"],
-        reply_values=row["reply_values"],
-        epoch=row["epoch"],
-    )
-
-
-def _has_ended(row: Row, attempt: str) -> bool:
-    """Tell whether it is stored already how the attempt ended; its journal may not know."""
-    return bool(row["state"] == ClaimState.IDLE and row["attempt"] == attempt)
-
-
-def _not_reclaimed(row: Row | None, connection_id: str, attempt: str) -> Refusal | None:
-    """Return why a reply's claim is not taken again."""
-    if row is None:
-        reason = RefusalReason.UNKNOWN
-    elif row["status"] == Status.DISCONNECTED:
-        reason = RefusalReason.DISCONNECTED
-    elif row["state"] == ClaimState.SENDING and row["attempt"] != attempt:
-        reason = RefusalReason.SENDING
-    else:
-        return None
-    return Refusal(connection_id=connection_id, reason=reason)
-
-
-def _is_older(row: Row, generation: int, sent_at: datetime) -> bool:
-    """Tell whether the database has nothing newer than a reply to what was sent then.
-
-    A grant that began after the request left is another one, whatever its generation.
-    """
-    if row["generation"] > generation:
-        return False
-    return row["granted_at"] is None or row["granted_at"] <= sent_at + _CLOCKS_DIFFER
-
-
-def _schedule(row: Row) -> ScheduleRow:
-    return ScheduleRow(
-        status=Status(row["status"]),
-        state=ClaimState(row["state"]),
-        due_at=row["due_at"],
-        failures=row["failures"],
-        generation=row["generation"],
-        has_refresh_token=row["refresh_token"] is not None,
-        arrived_expired=row["expires_at"] is not None and row["expires_at"] <= row["issued_at"],
-    )

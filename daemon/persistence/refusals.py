@@ -8,13 +8,10 @@ account's.
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from daemon.domain.authorization import Completion, NotStored, NotStoredReason
-from daemon.persistence.postgres import Database, DatabaseConnection
-
-# Longer than any journal is left lying and started again.
-_KEPT_FOR = timedelta(days=400)
+from daemon.persistence.postgres import DatabaseConnection
 
 
 async def refusal_of(session: DatabaseConnection, completion: Completion) -> NotStored | None:
@@ -38,11 +35,6 @@ async def note_refusal(
         answer.reason.value,
         now,
     )
-
-
-async def forget_refusals(database: Database, *, now: datetime) -> None:
-    """Remove what no journal can hold any more."""
-    await database.execute("DELETE FROM refused_replies WHERE refused_at < $1", now - _KEPT_FOR)
 
 
 def _hash_of(completion: Completion) -> bytes:

@@ -13,8 +13,13 @@ from daemon.domain.errors import DecryptionError
 from daemon.domain.tokens import CurrentToken, TokenSet
 from daemon.persistence.cipher import TokenCipher
 
+# Columns are named one by one wherever rows are read: beside a newer version tables have columns
+# that this one does not know, and PostgreSQL refuses a prepared ``*`` whose columns have changed.
 SELECT_CONNECTION = """
-SELECT c.*, t.generation, t.scopes, t.expires_at, t.stored_at,
+SELECT c.id, c.provider, c.grant_type, c.status, c.label, c.label_is_set, c.account_id,
+       c.account_scope, c.fields, c.reply_values, c.requested_scopes, c.metadata, c.return_url,
+       c.created_by, c.epoch, c.last_error, c.last_test, c.last_used_at, c.last_tested_at,
+       c.created_at, c.updated_at, t.generation, t.scopes, t.expires_at, t.stored_at,
        t.refresh_token IS NOT NULL AS has_refresh_token, s.due_at
 FROM connections c
 LEFT JOIN token_sets t ON t.connection_id = c.id

@@ -33,20 +33,22 @@ log = structlog.get_logger()
 # The claim's attempt id is the fence, the generation the second line: a settlement that matches
 # neither writes nothing. A reply may still settle its own attempt after it was taken over. The id
 # stays until the next claim, so that a settlement repeated after a lost answer is recognized. A
-# status that a take-over has changed since the claim is put right whatever ``touches`` says.
+# status that a take-over has changed since the claim is put right whatever ``touches`` says. A
+# claim that was taken over rests on this clock: replicas' clocks do not agree on when it is due.
 _SETTLE = f"""
 WITH input AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[],
                          $6::int[], $7::bool[], $8::bytea[], $9::bytea[], $10::text[],
                          $11::text[], $12::timestamptz[], $13::timestamptz[], $14::text[],
-                         $15::text[], $16::bool[], $17::text[], $18::bigint[], $19::bigint[])
+                         $15::text[], $16::bool[], $17::text[], $18::bigint[], $19::bigint[],
+                         $28::interval[])
     AS i (id, attempt, generation, state, due_at, failures, has_tokens, access_token,
           refresh_token, token_type, scopes, issued_at, expires_at, status, last_error, touches,
-          reply_values, new_generation, adopts)
+          reply_values, new_generation, adopts, rests)
 ), fenced AS (
     UPDATE refresh_schedule s
     SET state = i.state, due_at = i.due_at, failures = i.failures, owner = NULL,
-        take_over_at = NULL
+        take_over_at = clock_timestamp() + i.rests
     FROM input i JOIN token_sets t ON t.connection_id = i.id AND t.generation = i.generation
     WHERE s.connection_id = i.id AND s.attempt = i.attempt
       AND (s.state = 'sending' OR (s.state = 'in_doubt' AND i.has_tokens))
@@ -121,6 +123,7 @@ class Settlements:
             now,
             *_transposed(events, _EVENT_COLUMNS),
             self._recorder.delivers,
+            [one.rests or None for one in settlements],
         )
         stored = {row["attempt"] for row in rows}
         unwritten = [one for one in settlements if one.attempt not in stored]

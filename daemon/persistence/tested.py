@@ -62,7 +62,9 @@ async def store_test(
     """Store a test in the transaction of ``session``; see ``ConnectionLife.record_test``."""
     holder = await _holder(session, connection_id, account)
     row = await session.fetchrow(
-        "SELECT * FROM connections WHERE id = $1 FOR UPDATE", connection_id
+        "SELECT provider, status, label, label_is_set, account_id, account_scope"
+        " FROM connections WHERE id = $1 FOR UPDATE",
+        connection_id,
     )
     if row is None:
         return None

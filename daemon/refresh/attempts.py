@@ -7,9 +7,10 @@ is tried until it is done, whatever the database says meanwhile and whatever it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from daemon.config.settings import Refresh
 from daemon.domain.claim import Claim, Settled, Settlement
@@ -19,6 +20,7 @@ from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
+from daemon.domain.tracing import Attribute
 from daemon.refresh import policy, recording
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.committing import Committing, Ports, current_token
@@ -87,11 +89,33 @@ class Attempts:
         """Send, store and tell. ``since`` is the boot time before the claim was asked for."""
         self._in_flight[claim.attempt] = claim
         try:
-            await self._run(claim, since)
+            with self._committing.open(claim.attempt):
+                await self._traced(claim, since)
         finally:
             del self._in_flight[claim.attempt]
 
-    async def _run(self, claim: Claim, since: float) -> None:
+    async def each_open(self, work: Callable[[Claim], Awaitable[object]]) -> None:
+        """Do something about every claim in flight whose end is not stored meanwhile."""
+        for claim in list(self._in_flight.values()):
+            await self._committing.while_open(claim.attempt, partial(work, claim))
+
+    async def _traced(self, claim: Claim, since: float) -> None:
+        told: dict[str, Attribute] = {
+            "tokenward.provider": claim.provider,
+            "tokenward.connection": claim.connection_id,
+            "tokenward.generation": claim.tokens.generation,
+        }
+        tracer, ago = self._ports.tracer, self._ports.clock.boottime() - since
+        withheld = claim.fields.values()
+        with tracer.span("refresh", told, began_ago=ago, withheld=withheld) as span:
+            with tracer.span("claim", began_ago=ago):
+                pass
+            outcome = await self._run(claim, since)
+            span.set("tokenward.outcome", outcome.kind.value)
+            if outcome.kind is not OutcomeKind.OK:
+                span.fail((outcome.reason or FailureReason.OTHER).value)
+
+    async def _run(self, claim: Claim, since: float) -> Outcome:
         clock = self._ports.clock
         # On boot time and from before the claim was asked for: a machine that was suspended since
         # then must not send late.
@@ -124,6 +148,7 @@ class Attempts:
         await self._ports.journal.settled(claim.attempt, stored=is_stored)
         if sent.asked and not learns_first:
             await self._learn(claim, outcome)
+        return outcome
 
     def _has_another(self, claim: Claim) -> bool:
         """Tell whether this process has, or may have, the reply to another attempt."""

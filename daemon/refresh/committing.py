@@ -7,7 +7,9 @@ nobody's; meanwhile memory serves it and the journal has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import inf
@@ -21,6 +23,7 @@ from daemon.domain.errors import DatabaseUnavailableError, StorageError
 from daemon.domain.events import Events
 from daemon.domain.journal import ReplyJournal
 from daemon.domain.tokens import CurrentToken, TokenSet, current_of
+from daemon.domain.tracing import NO_TRACER, Tracer
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.ports import (
     CurrentTokens,
@@ -61,6 +64,7 @@ class Ports:
     chance: Callable[[], float]
     on_disowned: Callable[[], None] = lambda: None
     late: LateReplies | None = None
+    tracer: Tracer = NO_TRACER
 
 
 class Committing:
@@ -71,14 +75,42 @@ class Committing:
         self._cache = cache
         self._owner = owner
         self._settling = Settling(ports.store, ports.clock)
+        self._open: dict[str, asyncio.Lock] = {}
         self._tells_again_at = -inf
+
+    @contextmanager
+    def open(self, attempt: str) -> Iterator[None]:
+        """Hold an attempt as one whose end is not stored yet."""
+        self._open[attempt] = asyncio.Lock()
+        try:
+            yield
+        finally:
+            self._open.pop(attempt, None)
+
+    async def while_open(self, attempt: str, work: Callable[[], Awaitable[object]]) -> None:
+        """Do something about an open attempt, between two tries to store its end.
+
+        A claim that is taken again when that end is stored would be nobody's.
+        """
+        lock = self._open.get(attempt)
+        if lock is None:
+            return
+        async with lock:
+            if attempt in self._open:
+                await work()
 
     async def commit(self, claim: Claim, settlement: Settlement) -> Settled:
         """Store until it is stored. Meanwhile the new token is served from memory."""
+        with self._ports.tracer.span("commit") as span:
+            settled = await self._commit(claim, settlement)
+            span.set("tokenward.outcome", settled.name.lower())
+            return settled
+
+    async def _commit(self, claim: Claim, settlement: Settlement) -> Settled:
         wait, longest = _RETRY
         while True:
             try:
-                return await self._settling.settle(settlement)
+                return await self._settle(settlement)
             except StorageError as error:
                 self._serve(claim, settlement)
                 await self._wait(claim, error, wait)
@@ -99,11 +131,12 @@ class Committing:
                     attempt=claim.attempt,
                     generation=claim.tokens.generation,
                     sent_at=sent_at,
+                    epoch=claim.epoch,
                     owner=self._owner,
                     hold=hold,
                 )
             except StorageError as error:
-                await self._wait(claim, error, _RETRY[-1])
+                await self._wait(claim, error, _ANOTHERS_END)
                 continue
             if isinstance(answer, Claim):
                 # What the database has may be older than what was sent.
@@ -121,6 +154,16 @@ class Committing:
             except StorageError as error:
                 await self._wait(claim, error, _RETRY[-1])
         return None
+
+    async def _settle(self, settlement: Settlement) -> Settled:
+        lock = self._open.get(settlement.attempt)
+        if lock is None:
+            return await self._settling.settle(settlement)
+        async with lock:
+            answer = await self._settling.settle(settlement)
+            if answer is not Settled.UNCLAIMED:
+                self._open.pop(settlement.attempt, None)
+            return answer
 
     def _serve(self, claim: Claim, settlement: Settlement) -> None:
         """Let memory answer with new tokens that are not stored yet."""

@@ -229,11 +229,11 @@ def abandoned(
     chance: float,
     *,
     hold: timedelta,
-    not_before: datetime | None = None,
+    rests: timedelta = timedelta(0),
 ) -> Settlement:
     """Settle a claim of length ``hold`` whose owner vanished: in doubt, never free.
 
-    ``not_before`` is the soonest time for a resend, whatever the rotation profile says.
+    It ``rests`` before any resend, whatever the rotation profile says.
     """
     life = Life(issued_at=claim.issued_at, expires_at=claim.expires_at)
     remaining = None if life.expires_at is None else (life.expires_at - now).total_seconds()
@@ -244,7 +244,8 @@ def abandoned(
         attempt=claim.attempt,
         generation=claim.generation,
         state=ClaimState.IN_DOUBT,
-        due_at=due if not_before is None else max(due, not_before),
+        due_at=max(due, now + rests),
+        rests=rests,
         status=Status.FAILING,
         failures=claim.failures + 1,
         last_error=Failure(

@@ -20,10 +20,12 @@ from daemon.domain.claim import (
 )
 from daemon.domain.claimable import Wanted
 from daemon.domain.connection import Status
-from daemon.domain.outcome import Outcome
+from daemon.domain.journal import JournaledReply
+from daemon.domain.outcome import Granted, Outcome
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
 from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.oauth.identifying import Identity
 
 
 class RefreshStore(Protocol):
@@ -97,12 +99,14 @@ class LateReplies(Protocol):
         attempt: str,
         generation: int,
         sent_at: datetime,
+        epoch: int,
         owner: str,
         hold: timedelta,
     ) -> Claim | Refusal | None:
         """Claim again, also where the database has forgotten generations; ``None``: not wanted.
 
-        Refused as by ``RefreshStore.reclaim``. ``generation`` and ``sent_at`` are of the request.
+        Refused as by ``RefreshStore.reclaim``, and as ``disconnected`` where it was since.
+        ``generation``, ``sent_at`` and ``epoch`` are of the request.
         """
 
     async def newest_orphan(self, connection_id: str) -> Orphan | None:
@@ -144,6 +148,23 @@ class Exchanged(Protocol):
         """Store them, or say why not; see ``daemon.domain.authorization.AuthorizationStore``."""
 
 
+class Identities(Protocol):
+    """Whose account an exchange was for that the journal has kept.
+
+    Both methods may raise DatabaseUnavailableError.
+    """
+
+    async def identify(
+        self, entry: JournaledReply, provider: Provider, granted: Granted, tokens: TokenSet
+    ) -> Identity:
+        """Find out what its callback would have: ask, within 10 s, where there is anything to."""
+
+    async def identity(
+        self, entry: JournaledReply, provider: Provider, granted: Granted, tokens: TokenSet
+    ) -> Identity:
+        """Return what the reply itself tells, of a grant that was judged and stored before."""
+
+
 class CurrentTokens(Protocol):
     """Where current tokens are read from when memory does not have them."""
 
@@ -181,6 +202,13 @@ class RefreshSender(Protocol):
         sent any more: the outcome is then ``not_sent``. ``received`` is awaited with each raw
         reply before it is read.
         """
+
+
+class Asks(Protocol):
+    """How a process that never claims has others refresh. May raise DatabaseUnavailableError."""
+
+    async def ask(self, wanted: Wanted, *, now: datetime) -> Refusal | None:
+        """Mark a connection due at ``now``, or return why it would not be claimed."""
 
 
 class Publisher(Protocol):

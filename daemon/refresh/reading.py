@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 from math import ceil, inf
+from typing import Protocol
 
 from daemon.config.settings import Refresh
-from daemon.domain.claim import Refusal
+from daemon.domain.claim import Refusal, RefusalReason
 from daemon.domain.claimable import Wanted
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError, Problem
 from daemon.refresh.cache import Entry, TokenCache
+from daemon.refresh.memory import Memory
 from daemon.refresh.ports import Providers
-from daemon.refresh.refresher import Refresher
 
 # A caller who asks for nearly a whole lifetime would cause a refresh with every read: a token
 # younger than this fraction of its lifetime (at most so many seconds) is new enough for anybody.
@@ -30,6 +31,15 @@ _YOUNG_FRACTION = 0.05
 _YOUNG_AT_MOST = 30.0
 # Retry-After where nothing better is known.
 _RETRY_SOON = 1.0
+
+
+class Refreshes(Protocol):
+    """Who has a token refreshed: ``Refresher``, or ``Asking`` where others do it."""
+
+    memory: Memory
+
+    async def refresh(self, wanted: Wanted) -> Refusal | None:
+        """Return when it is done, or why it was not; may raise DatabaseUnavailableError."""
 
 
 class Need(Enum):
@@ -72,7 +82,7 @@ class TokenReader:
     def __init__(
         self,
         cache: TokenCache,
-        refresher: Refresher,
+        refresher: Refreshes,
         providers: Providers,
         *,
         clock: Clock,
@@ -179,11 +189,13 @@ class TokenReader:
             return Reading(entry=entry, outcome=outcome, warning=warning)
         stale = newer_than is not None and entry.generation <= newer_than
         if entry.is_good(now) and not stale:
-            return Reading(entry=entry, outcome="warned", warning=_best_there_is(entry))
+            return Reading(entry=entry, outcome="warned", warning=_best_there_is(entry, refusal))
         self._refuse_hopeless(entry, newer_than)
         raise _unavailable(
             entry.connection,
-            entry.failure or "Refreshing the token has not succeeded yet.",
+            entry.failure
+            or _not_taken_up(refusal)
+            or "Refreshing the token has not succeeded yet.",
             self._retry_after(refusal.retry_at if refusal else entry.retry_at),
         )
 
@@ -256,8 +268,17 @@ def _clamped(entry: Entry, min_ttl: float) -> str:
     )
 
 
-def _best_there_is(entry: Entry) -> str:
-    why = entry.failure
+def _not_taken_up(refusal: Refusal | None) -> str | None:
+    if refusal is None or refusal.reason is not RefusalReason.NOT_TAKEN_UP:
+        return None
+    return (
+        "No process that refreshes has begun to refresh this token: none runs, or the provider's "
+        "pause or rate is in the way."
+    )
+
+
+def _best_there_is(entry: Entry, refusal: Refusal | None = None) -> str:
+    why = entry.failure or _not_taken_up(refusal)
     if why is None:
         why = (
             "the refresh has not finished in time."

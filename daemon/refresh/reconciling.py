@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import structlog
@@ -22,10 +23,18 @@ from daemon.domain.clock import Clock
 from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DecryptionError
 from daemon.domain.journal import JournaledReply, JournalHistory
+from daemon.domain.outcome import Outcome
 from daemon.domain.provider import Provider
 from daemon.domain.tokens import TokenSet
+from daemon.oauth.identifying import Identity
 from daemon.refresh.attempts import Sent
-from daemon.refresh.ports import Exchanged, Incarnations, LateReplies, Providers
+from daemon.refresh.ports import (
+    Exchanged,
+    Identities,
+    Incarnations,
+    LateReplies,
+    Providers,
+)
 from daemon.refresh.refresher import Refresher
 from daemon.refresh.replies import (
     KeptReply,
@@ -37,6 +46,7 @@ from daemon.refresh.replies import (
     since_exchange,
     tokens_in,
 )
+from daemon.refresh.stretch import Stretch
 
 T = TypeVar("T")
 
@@ -47,6 +57,8 @@ _BATCH = 1000
 # Whose replies are held in memory at once: about 60 MB. The journal is read once for each part.
 _PART = 20_000
 _AT_ONCE = 16
+# Before this no other replica has refreshed again what this one refreshed last.
+_RECENT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +71,9 @@ class Compared:
     exchanged: Exchanged
     providers: Providers
     on_authorized: Callable[[Connection, TokenSet], None]
+    on_gone: Callable[[str], None]
     clock: Clock
+    identities: Identities | None
 
 
 class Reconciliation:
@@ -78,13 +92,16 @@ class Reconciliation:
         self._settings = settings
         self._owner = owner
         self._later: list[JournaledReply] = []
+        # What is older was not compared: the database has it.
+        self._last_looked_at: str | None = None
 
     async def run(self) -> None:
         """Compare and store. Raises DatabaseUnavailableError and JournalError."""
-        behind = await self._behind(await self._newest())
-        for part in _parts(list(behind), _PART):
+        behind = await self._find_behind()
+        # The oldest first: should this be cut, what is missing then is what is looked at first.
+        for part in _parts([*reversed(behind)], _PART):
             replies = await self._replies_of({name: behind[name] for name in part})
-            for names in _parts(list(replies), _AT_ONCE):
+            for names in _parts([*reversed(replies)], _AT_ONCE):
                 # None is cut: it may be about to store a token.
                 ends = await asyncio.gather(
                     *(self._replay(behind[name], replies[name]) for name in names),
@@ -99,31 +116,76 @@ class Reconciliation:
 
         It may have forgotten the claims, and another replica would send the same tokens.
         """
-        for claim in list(self._refresher.attempts.in_flight.values()):
-            await self._recalled(claim.connection_id, claim.attempt, claim.tokens.generation)
+        await self._refresher.attempts.each_open(self._claim_again)
+
+    async def _claim_again(self, claim: Claim) -> None:
+        await self._recalled(
+            claim.connection_id,
+            claim.attempt,
+            generation=claim.tokens.generation,
+            sent_at=self._ports.clock.now(),
+            epoch=claim.epoch,
+        )
 
     def take_later(self) -> list[JournaledReply]:
         """Return what waits for the end of another replica's attempt, once."""
         later, self._later = self._later, []
         return later
 
-    async def _newest(self) -> dict[str, int]:
-        """Return the newest generation that a reply belongs to, by connection."""
-        newest: dict[str, int] = {}
+    async def _find_behind(self) -> dict[str, Standing]:
+        """Return the connections that may have forgotten something, a few that fail among them.
+
+        What a database forgets are its last commits. So from the newest reply on nothing older is
+        looked at than a stretch of which it has everything: a day's replies may be millions. But
+        what a replica was sent that then did nothing for a while, others have replaced since: they
+        may have stored theirs again, and that tells nothing of what only this journal has.
+        """
+        behind: dict[str, Standing] = {}
+        self._last_looked_at = None
+        stretch = Stretch()
+        batch: list[JournaledReply] = []
+        is_recent: bool | None = None
         async for entry in self._ports.history.replies():
+            if is_recent is None:
+                is_recent = entry.sent_at > self._ports.clock.now() - _RECENT
+            batch.append(entry)
+            stretch.add(entry.sent_at)
+            if len(batch) < _BATCH:
+                continue
+            found = await self._behind(batch)
+            behind |= found
+            if any(self._is_lacking(one, found) for one in batch):
+                stretch = Stretch()
+            elif is_recent and stretch.is_enough():
+                self._last_looked_at = entry.attempt
+                return behind
+            batch = []
+        return behind | await self._behind(batch)
+
+    async def _behind(self, entries: Sequence[JournaledReply]) -> dict[str, Standing]:
+        """Return the connections of which a reply is not below what is stored."""
+        newest: dict[str, int] = {}
+        for entry in entries:
             known = newest.get(entry.connection_id, -1)
             newest[entry.connection_id] = max(known, entry.generation)
-        return newest
+        found = await self._ports.incarnations.standing(list(newest))
+        return {
+            name: standing
+            for name, standing in found.items()
+            if standing.generation <= newest[name] and standing.status is not Status.DISCONNECTED
+        }
 
-    async def _behind(self, newest: Mapping[str, int]) -> dict[str, Standing]:
-        """Return the connections that may have forgotten something: a few that fail, too."""
-        behind: dict[str, Standing] = {}
-        for names in _parts(list(newest), _BATCH):
-            for name, standing in (await self._ports.incarnations.standing(names)).items():
-                is_ended = standing.status is Status.DISCONNECTED
-                if standing.generation <= newest[name] and not is_ended:
-                    behind[name] = standing
-        return behind
+    def _is_lacking(self, entry: JournaledReply, behind: Mapping[str, Standing]) -> bool:
+        standing = behind.get(entry.connection_id)
+        return standing is not None and self._forgotten_outcome(entry, standing) is not None
+
+    def _forgotten_outcome(self, entry: JournaledReply, standing: Standing) -> Outcome | None:
+        """Return the outcome of a reply with tokens that the database has forgotten, if it has."""
+        provider = self._ports.providers.get(entry.provider)
+        if provider is None or not is_forgotten(entry, standing):
+            return None
+        outcome = outcome_of(entry, provider)
+        return outcome if brings_tokens(outcome) else None
 
     async def _replies_of(self, behind: Mapping[str, Standing]) -> dict[str, list[KeptReply]]:
         """Return what these connections may lack, oldest first, without what is in flight."""
@@ -131,15 +193,12 @@ class Reconciliation:
         in_flight = self._refresher.attempts.in_flight
         async for entry in self._ports.history.replies():
             standing = behind.get(entry.connection_id)
-            if standing is None or entry.attempt in in_flight:
-                continue
-            provider = self._ports.providers.get(entry.provider)
-            if provider is None or not is_forgotten(entry, standing):
-                continue
-            outcome = outcome_of(entry, provider)
-            if brings_tokens(outcome):
+            outcome = None if standing is None else self._forgotten_outcome(entry, standing)
+            if outcome is not None and entry.attempt not in in_flight:
                 kept = KeptReply(entry=entry, outcome=outcome)
                 found.setdefault(entry.connection_id, []).insert(0, kept)
+            if entry.attempt == self._last_looked_at:
+                break
         return found
 
     async def _replay(self, standing: Standing, replies: Sequence[KeptReply]) -> None:
@@ -149,8 +208,12 @@ class Reconciliation:
             return
         try:
             exchange, refreshes = since_exchange(replies)
-            if exchange is not None and not await self._authorize(standing, exchange, provider):
-                return
+            if exchange is not None:
+                # A refresh that came after it says as well that it was stored once.
+                is_judged = bool(refreshes) or self._is_settled(exchange)
+                identity = await self._identity(exchange, provider, is_judged=is_judged)
+                if not await self._authorize(standing, exchange, provider, identity):
+                    return
             if refreshes:
                 await self._refresh(folded(refreshes), provider)
         except DecryptionError as error:
@@ -158,7 +221,27 @@ class Reconciliation:
                 "forgotten_reply_not_stored", connection=entry.connection_id, error=str(error)
             )
 
-    async def _authorize(self, standing: Standing, kept: KeptReply, provider: Provider) -> bool:
+    def _is_settled(self, kept: KeptReply) -> bool:
+        return self._ports.history.is_settled(kept.entry.attempt)
+
+    async def _identity(
+        self, kept: KeptReply, provider: Provider, *, is_judged: bool
+    ) -> Identity | None:
+        """Find out whose account an exchange was for; nobody is asked where that was done once."""
+        entry, granted, identities = kept.entry, kept.outcome.granted, self._ports.identities
+        if identities is None or granted is None:
+            return None
+        tokens = tokens_in(kept.outcome, entry, provider, self._settings())
+        find = identities.identity if is_judged else identities.identify
+        return await find(entry, provider, granted, tokens)
+
+    async def _authorize(
+        self,
+        standing: Standing,
+        kept: KeptReply,
+        provider: Provider,
+        identity: Identity | None,
+    ) -> bool:
         """Store a forgotten exchange; tell whether it is the connection's grant now."""
         entry, settings = kept.entry, self._settings()
         tokens = tokens_in(kept.outcome, entry, provider, settings)
@@ -170,18 +253,27 @@ class Reconciliation:
                 settings,
                 now=self._ports.clock.now(),
                 stored_generation=standing.generation,
+                identity=identity,
             )
         )
         if isinstance(answer, NotStored):
             return False
         stored = answer.connection
+        if answer.merged is not None:
+            self._ports.on_gone(answer.merged)
         self._ports.on_authorized(stored, tokens)
         _told(entry, standing.generation)
         return True
 
     async def _refresh(self, kept: KeptReply, provider: Provider) -> None:
         entry = kept.entry
-        claim = await self._recalled(entry.connection_id, entry.attempt, entry.generation, entry)
+        claim = await self._recalled(
+            entry.connection_id,
+            entry.attempt,
+            generation=entry.generation,
+            sent_at=entry.sent_at,
+            epoch=entry.epoch,
+        )
         if isinstance(claim, Refusal) and claim.reason is RefusalReason.SENDING:
             self._later.append(entry)
         if isinstance(claim, Claim):
@@ -194,14 +286,17 @@ class Reconciliation:
         self,
         connection_id: str,
         attempt: str,
+        *,
         generation: int,
-        entry: JournaledReply | None = None,
+        sent_at: datetime,
+        epoch: int,
     ) -> Claim | Refusal | None:
         return await self._ports.late.recall(
             connection_id,
             attempt=attempt,
             generation=generation,
-            sent_at=self._ports.clock.now() if entry is None else entry.sent_at,
+            sent_at=sent_at,
+            epoch=epoch,
             owner=self._owner,
             hold=self._refresher.hold,
         )

@@ -10,41 +10,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum, auto
 from typing import Literal
 
 import structlog
 
 from daemon.config.settings import Refresh
-from daemon.domain.authorization import NotStored, NotStoredReason
-from daemon.domain.claim import Claim, Refusal, RefusalReason, Settled
-from daemon.domain.clock import Clock
-from daemon.domain.connection import Connection
-from daemon.domain.errors import DatabaseUnavailableError, DecryptionError, StorageError
-from daemon.domain.journal import JournaledReply, JournalHistory, Purpose, ReplyJournal
-from daemon.domain.outcome import Outcome
+from daemon.domain.errors import DatabaseUnavailableError, StorageError
+from daemon.domain.journal import JournaledReply
 from daemon.domain.provider import Provider, RotationKind
-from daemon.domain.tokens import TokenSet
 from daemon.refresh import policy, recording
-from daemon.refresh.attempts import Sent
-from daemon.refresh.ports import (
-    Exchanged,
-    Incarnations,
-    LateReplies,
-    Providers,
-    RefreshStore,
-)
 from daemon.refresh.reconciling import Compared, Reconciliation
 from daemon.refresh.refresher import Refresher
-from daemon.refresh.replies import (
-    brings_tokens,
-    completion_of,
-    is_last_word,
-    outcome_of,
-    settlement_of,
-    tokens_in,
-)
+from daemon.refresh.replaying import Fate, Replaying, Stored
 
 log = structlog.get_logger()
 
@@ -53,61 +30,6 @@ _DATABASE_AWAY = 1.0
 _LOOK_AGAIN = 2.0
 # How long to leave a database alone that refuses what it is given.
 _REFUSED = 30.0
-
-
-class Fate(Enum):
-    """What became of a journalled reply."""
-
-    STORED = auto()
-    NOT_NEEDED = auto()
-    """The database has it already."""
-    SUPERSEDED = auto()
-    """It has something newer, or another grant: tokens of the same grant are kept as an orphan."""
-    DISOWNED = auto()
-    """Its connection was disconnected or is gone: its tokens are queued for revocation."""
-    LATER = auto()
-    """Another replica is refreshing the connection: its end decides."""
-    KEPT = auto()
-    """It takes another configuration to store it: it stays in the journal."""
-
-
-_TOLD = {
-    Fate.STORED: "journalled_reply_recovered",
-    Fate.NOT_NEEDED: "journalled_reply_not_needed",
-    Fate.SUPERSEDED: "journalled_reply_superseded",
-    Fate.DISOWNED: "journalled_reply_disowned",
-    Fate.LATER: "journalled_reply_waits_for_another_replica",
-}
-_IS_STORED = {Fate.STORED, Fate.NOT_NEEDED}
-
-
-async def _nothing() -> None:
-    """Do nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """What recovery works with.
-
-    ``on_authorized`` tells the cache of a recovered exchange, ``on_disowned`` the revocation
-    worker that tokens were queued for it. ``named`` returns when this process alone has its
-    owner's name. Without ``incarnations``, ``history`` and ``late`` a database that has forgotten
-    is not noticed. ``all_providers`` are those that may have to wait for other replicas.
-    """
-
-    journal: ReplyJournal
-    store: RefreshStore
-    exchanged: Exchanged
-    providers: Providers
-    on_authorized: Callable[[Connection, TokenSet], None]
-    clock: Clock
-    chance: Callable[[], float]
-    on_disowned: Callable[[], None] = lambda: None
-    late: LateReplies | None = None
-    history: JournalHistory | None = None
-    incarnations: Incarnations | None = None
-    all_providers: Callable[[], Sequence[Provider]] = tuple
-    named: Callable[[], Awaitable[None]] = _nothing
 
 
 class Recovery:
@@ -139,6 +61,7 @@ class Recovery:
         self._incarnation: str | None = None
         # The incarnation in which other replicas may still have newer replies than the database.
         self._waits_in: str | None = None
+        self._replaying = Replaying(ports, refresher=refresher, settings=settings, owner=owner)
         self._reconciliation = self._reconciling()
 
     async def run(self) -> None:
@@ -213,6 +136,10 @@ class Recovery:
         self._incarnation = await incarnations.current()
         if at_start and await incarnations.is_known(self._incarnation):
             return
+        if not at_start:
+            # The database may have forgotten how attempts of this process have ended: those would
+            # be waited for until their time has passed.
+            await self._doubt_open_claims()
         await self._reconciliation.run()
         if not at_start:
             await self._reconciliation.claim_again()
@@ -272,7 +199,9 @@ class Recovery:
                 exchanged=ports.exchanged,
                 providers=ports.providers,
                 on_authorized=ports.on_authorized,
+                on_gone=ports.on_gone,
                 clock=ports.clock,
+                identities=ports.identities,
             ),
             refresher=self._refresher,
             settings=self._settings,
@@ -282,15 +211,14 @@ class Recovery:
     async def _go_through(self) -> None:
         while self._pending:
             entry = self._pending[0]
-            fate = await self._recover(entry)
+            fate = await self._replaying.replay(entry)
             match fate:
                 case Fate.LATER:
                     self._put_off(entry)
                 case Fate.KEPT:
                     self._kept.append(entry)
                 case _:
-                    is_stored = fate in _IS_STORED
-                    await self._ports.journal.settled(entry.attempt, stored=is_stored)
+                    await self._ports.journal.settled(entry.attempt, stored=fate.is_stored)
                     self._refresher.attempts.waiting.pop(entry.attempt, None)
             self._pending.pop(0)
 
@@ -299,123 +227,11 @@ class Recovery:
         self._later.append(entry)
         self._refresher.attempts.waiting[entry.attempt] = entry.connection_id
 
-    async def _recover(self, entry: JournaledReply) -> Fate:
-        provider = self._ports.providers.get(entry.provider)
-        if provider is None:
-            log.warning(
-                "journalled_reply_without_provider",
-                connection=entry.connection_id,
-                provider=entry.provider,
-            )
-            return Fate.KEPT
-        outcome = outcome_of(entry, provider)
-        try:
-            if entry.purpose is Purpose.EXCHANGE:
-                fate = await self._recover_exchange(entry, provider, outcome)
-            else:
-                fate = await self._recover_refresh(entry, provider, outcome)
-        except DecryptionError as error:
-            log.warning(
-                "journalled_reply_not_stored", connection=entry.connection_id, error=str(error)
-            )
-            return Fate.KEPT
-        log.info(
-            _TOLD[fate],
-            connection=entry.connection_id,
-            provider=entry.provider,
-            generation=entry.generation,
-        )
-        return fate
-
-    async def _recover_refresh(
-        self, entry: JournaledReply, provider: Provider, outcome: Outcome
-    ) -> Fate:
-        if not is_last_word(outcome):
-            return Fate.NOT_NEEDED
-        claim = await self._claim(entry)
-        if claim is None:
-            return await self._too_late(entry, provider, outcome)
-        if isinstance(claim, Refusal):
-            if claim.reason is RefusalReason.SENDING:
-                return Fate.LATER
-            return await self._disown(entry, provider, outcome)
-        claim = replace(claim, was_in_doubt=entry.was_in_doubt)
-        is_stored = await self._refresher.attempts.conclude(
-            claim, provider, outcome, sent=Sent(at=entry.sent_at, duration=0.0)
-        )
-        return Fate.STORED if is_stored else Fate.SUPERSEDED
-
-    async def _claim(self, entry: JournaledReply) -> Claim | Refusal | None:
-        """Claim for a kept reply, also in a database that has forgotten."""
-        if self._ports.late is None:
-            return await self._ports.store.reclaim(
-                entry.connection_id,
-                attempt=entry.attempt,
-                generation=entry.generation,
-                owner=self._owner,
-                hold=self._refresher.hold,
-            )
-        return await self._ports.late.recall(
-            entry.connection_id,
-            attempt=entry.attempt,
-            generation=entry.generation,
-            sent_at=entry.sent_at,
-            owner=self._owner,
-            hold=self._refresher.hold,
-        )
-
-    async def _too_late(self, entry: JournaledReply, provider: Provider, outcome: Outcome) -> Fate:
-        """Have the store say whether it has a reply already, and keep its tokens if it has not."""
-        if not brings_tokens(outcome):
-            return Fate.NOT_NEEDED
-        tokens = tokens_in(outcome, entry, provider, self._settings())
-        (answer,) = await self._ports.store.settle(
-            [settlement_of(entry, tokens)], now=self._ports.clock.now()
-        )
-        match answer:
-            case Settled.STORED:
-                return Fate.NOT_NEEDED
-            case Settled.DISCONNECTED:
-                self._ports.on_disowned()
-                return Fate.DISOWNED
-            case Settled.SUPERSEDED | Settled.UNCLAIMED:
-                return Fate.SUPERSEDED
-
-    async def _disown(self, entry: JournaledReply, provider: Provider, outcome: Outcome) -> Fate:
-        """Have the tokens revoked of a refresh that a disconnect has overtaken."""
-        await self._ports.store.disown(
-            entry.connection_id,
-            tokens_in(outcome, entry, provider, self._settings()),
-            provider=entry.provider,
-            fields=entry.fields,
-            now=self._ports.clock.now(),
-        )
-        self._ports.on_disowned()
-        return Fate.DISOWNED
-
-    async def _recover_exchange(
-        self, entry: JournaledReply, provider: Provider, outcome: Outcome
-    ) -> Fate:
-        if outcome.granted is None:
-            return Fate.NOT_NEEDED
-        settings = self._settings()
-        tokens = tokens_in(outcome, entry, provider, settings)
-        answer = await self._ports.exchanged.complete(
-            completion_of(entry, tokens, provider, settings, now=self._ports.clock.now())
-        )
-        if isinstance(answer, NotStored):
-            if answer.reason is NotStoredReason.SUPERSEDED:
-                return Fate.NOT_NEEDED
-            self._ports.on_disowned()
-            return Fate.DISOWNED
-        stored = answer.connection
-        self._ports.on_authorized(stored, replace(tokens, generation=stored.generation))
-        return Fate.STORED
-
     async def _doubt_open_claims(self) -> None:
-        """Settle what this owner had sent when it died, and of which it kept no reply."""
-        now = self._ports.clock.now()
-        abandoned = await self._ports.store.abandoned_by(self._owner)
+        """Settle this owner's claims that nobody works at, and of which no reply was kept."""
+        now, in_flight = self._ports.clock.now(), self._refresher.attempts.in_flight
+        found = await self._ports.store.abandoned_by(self._owner)
+        abandoned = [claim for claim in found if claim.attempt not in in_flight]
         settlements = [
             recording.of_abandoned(
                 claim,

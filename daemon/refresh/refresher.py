@@ -130,6 +130,12 @@ class Refresher:
         )
         self._fly(wanted, self._run_claimed(claim, since, on_end))
 
+    def asked(self, wanted: Wanted) -> None:
+        """Refresh for a caller of a process that only serves; nobody here waits for it."""
+        flight = self._flights.get(wanted.connection_id)
+        if not self._closing and (flight is None or flight.task.done()):
+            self._fly(wanted, self._obtain(wanted))
+
     def begin(self) -> None:
         """Let refreshes begin: what the journal kept is stored."""
         self._recovered.set()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from daemon.config.settings import Refresh
+from daemon.domain.account import Account
 from daemon.domain.authorization import Completion
 from daemon.domain.claim import ClaimState, Settlement, Standing
 from daemon.domain.connection import Status
@@ -19,6 +20,7 @@ from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.tokens import TokenSet, lifetime_of, tokens_of
+from daemon.oauth.identifying import Identity
 from daemon.oauth.token_reply import read_reply
 from daemon.refresh import policy
 
@@ -103,21 +105,29 @@ def completion_of(
     *,
     now: datetime,
     stored_generation: int | None = None,
+    identity: Identity | None = None,
 ) -> Completion:
-    """Return how to store an exchange. Whose account it is the first test will tell.
+    """Return how to store an exchange; without ``identity`` the first test tells whose it is.
 
     ``stored_generation`` is the database's, where it has forgotten some.
     """
-    is_tested = provider.test is not None and provider.test.interval is not None
+    untold = Identity(
+        account=Account(),
+        next_test_at=None if provider.test is None else now,
+        may_merge=lambda _: False,
+    )
+    known = identity or untold
     return Completion(
         connection_id=entry.connection_id,
         provider=entry.provider,
         tokens=tokens,
         due_at=policy.due_at(tokens, entry.connection_id, settings),
-        next_test_at=now if is_tested else None,
+        next_test_at=known.next_test_at,
         # What was replaced then was revoked then.
         revokes_replaced=stored_generation is None and provider.revocation_request.on_reconnect,
         fields=entry.fields or None,
+        account=None if identity is None else identity.account,
+        may_merge=known.may_merge,
         epoch=entry.epoch if stored_generation is None else None,
         only_after=entry.generation if stored_generation is None else stored_generation,
         least_generation=entry.generation + 1,
@@ -132,6 +142,11 @@ def is_forgotten(entry: JournaledReply, standing: Standing) -> bool:
     if standing.generation > entry.generation or standing.epoch > entry.epoch:
         return False
     return standing.granted_at is None or standing.granted_at <= entry.sent_at + _CLOCKS_DIFFER
+
+
+def is_of_later_grant(entry: JournaledReply, standing: Standing) -> bool:
+    """Tell whether a connection may have the grant of an exchange already, or a later one."""
+    return standing.granted_at is None or standing.granted_at > entry.sent_at - _CLOCKS_DIFFER
 
 
 def since_exchange(

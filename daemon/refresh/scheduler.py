@@ -27,8 +27,8 @@ _LONGEST_SLEEP = 30.0
 _SHORTEST_SLEEP = 0.02
 # Busy sweeps follow each other closely; a claim lies abandoned for a minute before it counts.
 _LOOK_FOR_ABANDONED = 5.0
-# After an outage of the database every claim in flight is overdue. Its owner, which may have the
-# reply, tries every 5 s to store it: nobody resends before that.
+# After an outage of the database every claim in flight is overdue. Its owner, and whoever has an
+# earlier reply, tries at least every 5 s to store it: nobody resends before that.
 _OWNER_MAY_STORE = timedelta(seconds=10)
 # How long to leave a database alone that has just not answered.
 _DATABASE_AWAY = 2.0
@@ -171,7 +171,7 @@ class Scheduler:
                     clock.now(),
                     self._sweep.chance(),
                     hold=self._refresher.hold,
-                    not_before=clock.now() + _OWNER_MAY_STORE,
+                    rests=_OWNER_MAY_STORE,
                 ),
             )
             for claim in abandoned

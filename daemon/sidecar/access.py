@@ -1,7 +1,8 @@
 """Who may ask, for which connections, and for what (contract 2 and 4).
 
 Being on this machine proves nothing: in a pod every container reaches 127.0.0.1. A caller is
-known by its key, or by the uid that the kernel states for the other end of a Unix socket.
+known by its key, by the service account token of its pod, or by the uid that the kernel states
+for the other end of a Unix socket.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fnmatch import translate
 from pathlib import Path
+from typing import Protocol
 
-from daemon.config.settings import Caller, Permission
+from daemon.config.settings import Caller, Permission, ServiceAccount
 from daemon.domain.clock import Entropy
 from daemon.domain.connection import is_connection_id
 from daemon.domain.errors import ConfigurationError, Finding, Problem
@@ -90,76 +92,155 @@ class Identity:
             raise unknown_connection(connection_id)
 
 
+def named_ids(callers: Iterable[Caller]) -> list[str]:
+    """Return the connections that callers' patterns name whole, each once, in order."""
+    patterns = (pattern for caller in callers for pattern in caller.connections)
+    return list(dict.fromkeys(each for each in patterns if is_connection_id(each)))
+
+
+class AccountTokens(Protocol):
+    """Service account tokens: ``daemon.sidecar.service_accounts.ServiceAccounts``."""
+
+    def lately(self, authorization: str) -> ServiceAccount | None:
+        """Return whose token is in this header, where the very same was known lately."""
+
+    def remembered(self, digest: bytes, authorization: str | None = None) -> ServiceAccount | None:
+        """Return whose token has this SHA-256, where it was verified lately, in any header."""
+
+    async def verify(
+        self, token: str, digest: bytes, is_caller: Callable[[ServiceAccount], bool]
+    ) -> ServiceAccount | None:
+        """Return whose token this is; ``None``: it is none. Raises Problem: it is a bad one."""
+
+
 class Callers:
     """The callers of the current configuration; ``replace`` swaps them while running."""
 
-    __slots__ = ("_by_digest", "_by_header", "_by_uid")
+    __slots__ = ("_by_account", "_by_digest", "_by_header", "_by_uid", "_tokens")
 
-    def __init__(self, callers: Iterable[Caller], *, allowed_uids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        callers: Iterable[Caller],
+        *,
+        allowed_uids: Iterable[int] = (),
+        tokens: AccountTokens | None = None,
+    ) -> None:
+        self._by_account: dict[ServiceAccount, Identity] = {}
         self._by_digest: dict[bytes, Identity] = {}
         self._by_header: dict[str, Identity] = {}
         self._by_uid: dict[int, Identity] = {}
+        self._tokens = tokens
         self.replace(callers, allowed_uids=allowed_uids)
 
     def replace(self, callers: Iterable[Caller], *, allowed_uids: Iterable[int] = ()) -> None:
         """Know these callers, and only these, from the next request on."""
-        by_digest = {
-            caller.key_sha256: Identity(
+        by_digest: dict[bytes, Identity] = {}
+        by_account: dict[ServiceAccount, Identity] = {}
+        for caller in callers:
+            identity = Identity(
                 caller.name, connections=caller.connections, permissions=caller.permissions
             )
-            for caller in callers
-        }
+            if caller.service_account is None:
+                by_digest[caller.key_sha256] = identity
+            else:
+                by_account[caller.service_account] = identity
         by_uid = {
             uid: Identity(f"uid:{uid}", connections=("*",), permissions=_ALL_PERMISSIONS)
             for uid in allowed_uids
         }
-        self._by_digest, self._by_uid = by_digest, by_uid
+        self._by_digest, self._by_account, self._by_uid = by_digest, by_account, by_uid
         self._by_header = {}
 
     def may_see(self, name: str, connection_id: str) -> bool:
         """Tell whether a caller of this name may see a connection; one that is gone may not."""
-        known = (*self._by_digest.values(), *self._by_uid.values())
+        by_credential = (self._by_digest, self._by_account, self._by_uid)
+        known = (identity for each in by_credential for identity in each.values())
         return any(each.name == name and each.may_see(connection_id) for each in known)
-
-    def by_key(self, key: str) -> Identity | None:
-        """Return the caller whose key this is.
-
-        The look-up is no timing oracle although it is a dictionary's: what is compared is the
-        SHA-256 of the guess, which the guesser cannot steer towards a stored digest without
-        inverting SHA-256, and the dictionary compares bytes only after a secretly seeded 64-bit
-        hash of them was equal. How long it takes also does not depend on how many callers exist.
-        """
-        return self.by_digest(key_digest(key))
 
     def by_digest(self, digest: bytes) -> Identity | None:
         """Return the caller whose key has this SHA-256: is a session of it still good?"""
         return self._by_digest.get(digest)
 
+    async def by_secret(self, secret: str) -> Identity | None:
+        """Return the caller whose key or service account token this is; verifies a new token.
+
+        The look-up is no timing oracle although it is a dictionary's: what is compared is the
+        SHA-256 of the guess, which the guesser cannot steer towards a stored digest without
+        inverting SHA-256, and the dictionary compares bytes only after a secretly seeded 64-bit
+        hash of them was equal. How long it takes also does not depend on how many callers exist.
+
+        Raises:
+            Problem: as :meth:`recognise`, for a token that is refused or cannot be verified.
+        """
+        digest = key_digest(secret)
+        identity = self._by_digest.get(digest) or self._by_remembered(digest)
+        if identity is None and self._tokens is not None:
+            account = await self._tokens.verify(secret, digest, self._has_account)
+            identity = None if account is None else self._by_account.get(account)
+        return identity
+
     def authenticate(self, authorization: str | None, peer_uid: int | None) -> Identity:
         """Return who asks, from the ``Authorization`` header and the Unix socket's peer.
 
-        A presented key decides alone: a wrong one is refused even where the uid is allowed.
+        A presented key decides alone: a wrong one is refused even where the uid is allowed. A
+        service account token that was not verified within a minute is unknown here, too:
+        :meth:`recognise` verifies it.
 
         Raises:
             Problem: 401 ``unauthenticated``.
         """
         if authorization is None:
             return self._by_peer(peer_uid)
-        # Hashing the key is the dearest step of a token read. A right header is looked up as it
-        # is, which tells a guesser as little as `by_key` does: string hashes are seeded as well.
-        identity = self._by_header.get(authorization)
+        identity = self._by_known_header(authorization)
         if identity is None:
-            identity = self._by_new_header(authorization)
+            raise _unknown_key()
         return identity
 
-    def _by_new_header(self, authorization: str) -> Identity:
-        scheme, _, key = authorization.partition(" ")
-        identity = self.by_key(key.strip(" ")) if scheme.lower() == "bearer" else None
+    async def recognise(self, authorization: str | None, peer_uid: int | None) -> Identity:
+        """Return who asks as :meth:`authenticate` does, having verified a token that is new.
+
+        Raises:
+            Problem: 401 ``unauthenticated``, of a token with the kind of ``reason``; 503
+                ``verification_unavailable``.
+        """
+        if authorization is None:
+            return self._by_peer(peer_uid)
+        identity = self._by_known_header(authorization)
         if identity is None:
-            raise _unauthenticated("The caller key is not known here.", error="invalid_token")
+            secret = _bearer(authorization)
+            identity = None if secret is None else await self.by_secret(secret)
+        if identity is None:
+            raise _unknown_key()
+        return identity
+
+    def _by_known_header(self, authorization: str) -> Identity | None:
+        # Hashing the key is the dearest step of a token read. A right header is looked up as it
+        # is, which tells a guesser as little as `by_secret` does: string hashes are seeded as well.
+        identity = self._by_header.get(authorization)
+        if identity is None and self._tokens is not None:
+            account = self._tokens.lately(authorization)
+            identity = None if account is None else self._by_account.get(account)
+        if identity is not None:
+            return identity
+        secret = _bearer(authorization)
+        if secret is None:
+            return None
+        digest = key_digest(secret)
+        identity = self._by_digest.get(digest)
+        if identity is None:
+            return self._by_remembered(digest, authorization)
         if len(self._by_header) < _REMEMBERED_HEADERS:
             self._by_header[authorization] = identity
         return identity
+
+    def _by_remembered(self, digest: bytes, authorization: str | None = None) -> Identity | None:
+        if self._tokens is None:
+            return None
+        account = self._tokens.remembered(digest, authorization)
+        return None if account is None else self._by_account.get(account)
+
+    def _has_account(self, account: ServiceAccount) -> bool:
+        return account in self._by_account
 
     def _by_peer(self, uid: int | None) -> Identity:
         if uid is None:
@@ -248,6 +329,16 @@ def read_api_key(state_dir: Path) -> str:
         message = f"{path} holds no key: delete it, and the next start writes a new one"
         raise ConfigurationError([Finding("state_dir", message)])
     return key
+
+
+def _bearer(authorization: str) -> str | None:
+    """Return what is presented (RFC 6750 2.1); ``None`` where the scheme is another."""
+    scheme, _, secret = authorization.partition(" ")
+    return secret.strip(" ") if scheme.lower() == "bearer" else None
+
+
+def _unknown_key() -> Problem:
+    return _unauthenticated("The caller key is not known here.", error="invalid_token")
 
 
 def _unauthenticated(what: str, *, error: str | None = None) -> Problem:

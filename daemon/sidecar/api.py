@@ -89,7 +89,7 @@ def _guarded(parts: ApiParts, judging: frozenset[object]) -> Middleware:
                 request.method, request.raw_path, request.headers, unix_socket=uid is not None
             )
             authorization = request.headers.get(hdrs.AUTHORIZATION)
-            request[IDENTITY] = parts.callers.authenticate(authorization, uid)
+            request[IDENTITY] = await parts.callers.recognise(authorization, uid)
         return await handler(request)
 
     return guard

@@ -16,6 +16,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from daemon.domain.errors import Problem
+from daemon.sidecar.protocol import awaiting_body
 
 BODY_LIMIT = 64 * 1024
 """Bytes. Also for ``web.Application(client_max_size=…)``."""
@@ -99,11 +100,12 @@ async def _read(request: web.Request, *, limit: int, deadline: float) -> bytes:
         raise _too_large(limit)
     body = bytearray()
     try:
-        async with asyncio.timeout(deadline):
-            while chunk := await request.content.readany():
-                body += chunk
-                if len(body) > limit:
-                    raise _too_large(limit)
+        with awaiting_body(request):
+            async with asyncio.timeout(deadline):
+                while chunk := await request.content.readany():
+                    body += chunk
+                    if len(body) > limit:
+                        raise _too_large(limit)
     except TimeoutError as error:
         raise Problem(
             408,

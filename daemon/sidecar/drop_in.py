@@ -1,8 +1,9 @@
 """[serve] The drop-in token endpoint (RFC 6749 3.2): to an OAuth library we look like its server.
 
 A library that refreshes here gets the current access token. What it calls its client secret is
-the caller's key; what it calls its refresh token is not looked at, and none is ever given: the
-connection in the path says it all. Every answer has the shape that such a library reads.
+the caller's key or service account token; what it calls its refresh token is not looked at, and
+none is ever given: the connection in the path says it all. Every answer has the shape that such a
+library reads.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ class DropIn:
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         if authorization is None:
             form = await read_form(request)
-            return self._by_form(form, uid), form
+            return await self._by_form(form, uid), form
         # Before the body is looked at: strangers are not waited for.
-        identity = self._by_header(authorization)
+        identity = await self._by_header(authorization)
         form = await read_form(request)
         if form.get("client_secret"):
             raise _RefusedError(
@@ -125,21 +126,21 @@ class DropIn:
             )
         return identity, form
 
-    def _by_header(self, authorization: str) -> Identity:
+    async def _by_header(self, authorization: str) -> Identity:
         scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() != "basic":
-            return self._parts.callers.authenticate(authorization, None)
+            return await self._parts.callers.recognise(authorization, None)
         for key in _passwords(credentials):
-            identity = self._parts.callers.by_key(key)
+            identity = await self._parts.callers.by_secret(key)
             if identity is not None:
                 return identity
         raise _unknown_client()
 
-    def _by_form(self, form: Mapping[str, str], uid: int | None) -> Identity:
+    async def _by_form(self, form: Mapping[str, str], uid: int | None) -> Identity:
         key = form.get("client_secret")
         if not key:
             return self._parts.callers.authenticate(None, uid)
-        identity = self._parts.callers.by_key(key)
+        identity = await self._parts.callers.by_secret(key)
         if identity is None:
             raise _unknown_client()
         return identity

@@ -10,6 +10,7 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -18,7 +19,8 @@ from daemon.config.settings import Address
 from daemon.domain.clock import Entropy
 from daemon.domain.errors import ConfigurationError, Finding, Problem
 from daemon.sidecar.problems import problem_response
-from daemon.sidecar.protocol import GuardedHandler, Limits, Room
+from daemon.sidecar.protocol import GuardedHandler
+from daemon.sidecar.room import Limits, Lobby, Room
 from daemon.sidecar.sockets import BoundSocket, bind_unix_socket
 
 BeforeRouter = Callable[
@@ -61,8 +63,11 @@ class Listener:
         address: Address | None = None,
         unix_socket: Path | None = None,
         allowed_uids: Collection[int] = (),
+        inherited: socket.socket | None = None,
     ) -> None:
         """Start the application and accept connections at each place that is given.
+
+        ``inherited`` listens at ``unix_socket`` already. Its file stays: it is somebody else's.
 
         Raises:
             ConfigurationError: a place cannot be listened at. Nothing is left open then.
@@ -71,7 +76,9 @@ class Listener:
             server = await self._application_server()
             if address is not None:
                 await self._listen(server, address)
-            if unix_socket is not None:
+            if inherited is not None:
+                await self._accept_unix(server, inherited)
+            elif unix_socket is not None:
                 await self._listen_unix(server, unix_socket, allowed_uids)
         except BaseException:
             await self.stop()
@@ -91,6 +98,7 @@ class Listener:
         servers, self._servers = self._servers, []
         for server in servers:
             server.close()
+        self._room.close_lobby()
         await self._runner.cleanup()
         await self._room.empty(within=_LAST_WORDS)
         for server in servers:
@@ -125,7 +133,7 @@ class Listener:
     async def _listen(self, server: web.Server, address: Address) -> None:
         try:
             listening = await asyncio.get_running_loop().create_server(
-                lambda: GuardedHandler(server, self._room, unix_socket=False),
+                lambda: self._stranger(server, unix_socket=False),
                 address.host,
                 address.port,
                 backlog=_BACKLOG,
@@ -141,13 +149,20 @@ class Listener:
             self._unix_socket = bind_unix_socket(path, allowed_uids=allowed_uids)
         except OSError as error:
             raise self._cannot_listen("unix_socket", str(path), error) from error
+        await self._accept_unix(server, self._unix_socket.socket)
+
+    async def _accept_unix(self, server: web.Server, sock: socket.socket) -> None:
         self._servers.append(
             await asyncio.get_running_loop().create_unix_server(
-                lambda: GuardedHandler(server, self._room, unix_socket=True),
-                sock=self._unix_socket.socket,
+                lambda: self._stranger(server, unix_socket=True),
+                sock=sock,
                 backlog=_BACKLOG,
             )
         )
+
+    def _stranger(self, server: web.Server, *, unix_socket: bool) -> Lobby:
+        make = partial(GuardedHandler, server, self._room, unix_socket=unix_socket)
+        return Lobby(self._room, make)
 
     def _cannot_listen(self, key: str, place: str, error: OSError) -> ConfigurationError:
         reason = "another process listens there" if error.errno == errno.EADDRINUSE else str(error)

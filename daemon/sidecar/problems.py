@@ -43,6 +43,7 @@ _TITLES: Mapping[str, str] = {
     "misdirected_request": "The request was sent to another server",
     "not_authorized_yet": "The connection was not authorized yet",
     "not_found": "There is no such route",
+    "not_in_this_role": "This process has another role",
     "permission_denied": "The caller lacks a permission",
     "provider_not_configured": "The provider is not configured any more",
     "reauthorization_required": "A person must connect again",
@@ -59,6 +60,7 @@ _TITLES: Mapping[str, str] = {
     "upstream_failed": "The API could not be reached or broke off",
     "upstream_timeout": "The API did not answer in time",
     "value_missing": "A value for the request is missing",
+    "verification_unavailable": "The caller cannot be verified right now",
 }
 
 
@@ -124,7 +126,7 @@ def error_middleware(entropy: Entropy) -> Middleware:
         except web.HTTPException as error:
             if error.status < HTTPStatus.BAD_REQUEST:
                 raise
-            return problem_response(problem_of(error, entropy))
+            return _answered(problem_of(error, entropy), error)
         except Exception as error:
             if request.transport is None or request.transport.is_closing():
                 # The caller is gone: nobody to answer, and most likely the very cause.
@@ -132,9 +134,22 @@ def error_middleware(entropy: Entropy) -> Middleware:
             problem = problem_of(error, entropy)
             if request.writer.output_size > 0:
                 raise ConnectionError("the answer had begun") from error
-            return problem_response(problem)
+            return _answered(problem, error)
 
     return answer_errors
+
+
+def _answered(problem: Problem, error: BaseException) -> web.Response:
+    """Return the answer, and let go of the frames that the error has come through.
+
+    The router keeps the error of a wrong path or method in the request, which those frames hold:
+    a circle that only the garbage collector ends, and everybody waits while it looks for it.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    return problem_response(problem)
 
 
 def _problem_of_http(error: web.HTTPException) -> Problem:

@@ -1,105 +1,43 @@
 """One connection to a listener: aiohttp's HTTP protocol with the limits that it lacks.
 
-aiohttp bounds neither how long a request's head may take nor how long an answer may stay unread
-nor how many connections are open, and what it says of malformed requests, to the caller and into
-its log, quotes them: keys included. The names with an underscore are aiohttp's; tests pin them.
+aiohttp bounds neither how long a request's head may take nor how long an answer may stay unread,
+and what it says of malformed requests, to the caller and into its log, quotes them: keys included.
+How a connection comes here is in ``daemon.sidecar.room``. The names with an underscore are
+aiohttp's; tests pin them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from aiohttp import web
 
-from daemon.domain.clock import Entropy
 from daemon.domain.errors import Problem
 from daemon.sidecar.problems import problem_of, problem_response
+from daemon.sidecar.room import Idleness, Room
 from daemon.sidecar.sockets import peer_uid_of
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one connection may take of us. Times are in seconds."""
-
-    header_deadline: float = 5.0
-    """From the first byte of a request's head (a new connection: from connecting) to its end."""
-    idle_timeout: float = 75.0
-    """Between two requests on one connection."""
-    write_deadline: float = 60.0
-    """How long a caller may leave our send buffer full."""
-    linger: float = 2.0
-    """How long the unread rest of a body is awaited after its answer."""
-    connections: int = 4096
-    """Open at once on this listener; a further one is closed at once."""
-    line_size: int = 8190
-    """Bytes of the request line, and of one header field."""
-    header_fields: int = 64
-    shutdown_grace: float = 20.0
-    """How long requests in flight may go on after ``stop``."""
-
-
-class Room:
-    """The open connections of one listener, and what all of them share."""
-
-    def __init__(self, name: str, limits: Limits, entropy: Entropy) -> None:
-        self.limits = limits
-        self.entropy = entropy
-        self.open: dict[GuardedHandler, asyncio.Transport] = {}
-        self.handler_arguments: dict[str, Any] = {
-            # Half the throughput; our own events say what happened.
-            "access_log": None,
-            "keepalive_timeout": limits.idle_timeout,
-            "lingering_time": limits.linger,
-            "max_line_size": limits.line_size,
-            "max_field_size": limits.line_size,
-            "max_headers": limits.header_fields,
-            # No body is worth a decompression bomb; a proxied one passes as it is.
-            "auto_decompress": False,
-        }
-        self._name = name
-        self._is_full = False
-        self._left = asyncio.Event()
-
-    def admit(self, handler: GuardedHandler, transport: asyncio.Transport) -> bool:
-        """Take a connection in; ``False`` where as many as allowed are open."""
-        if len(self.open) >= self.limits.connections:
-            if not self._is_full:
-                self._is_full = True
-                log.warning("listener_full", listener=self._name, connections=len(self.open))
-            return False
-        self.open[handler] = transport
-        return True
-
-    def leave(self, handler: GuardedHandler) -> None:
-        """Forget a connection, admitted or not."""
-        if self.open.pop(handler, None) is not None:
-            # Told again only after a real change, not at each refused connection.
-            self._is_full = self._is_full and len(self.open) * 10 > self.limits.connections * 9
-            self._left.set()
-
-    async def empty(self, *, within: float) -> None:
-        """Return when all have left; cut those that have not after ``within`` seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                while self.open:
-                    self._left.clear()
-                    await self._left.wait()
-        for transport in self.open.values():
-            transport.abort()
-
-
 class GuardedHandler(web.RequestHandler):
     """One connection. Adds deadlines for heads and for stalled writing, and the peer's uid."""
 
-    __slots__ = ("_head_timer", "_room", "_unix_socket", "_write_timer", "on_lost", "peer_uid")
+    __slots__ = (
+        "_body_since",
+        "_head_size",
+        "_head_timer",
+        "_room",
+        "_unix_socket",
+        "_write_timer",
+        "on_lost",
+        "peer_uid",
+    )
 
     def __init__(self, server: web.Server, room: Room, *, unix_socket: bool) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **room.handler_arguments)
@@ -107,18 +45,16 @@ class GuardedHandler(web.RequestHandler):
         self._unix_socket = unix_socket
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._head_size = 0
+        self._body_since: float | None = None
         self.peer_uid: int | None = None
         # Called once when the caller has left; whoever sets it takes it back when it has answered.
         self.on_lost: Callable[[], object] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve, where there is room."""
-        connected = cast("asyncio.Transport", transport)
-        if not self._room.admit(self, connected):
-            connected.abort()
-            return
+        """Begin to serve a connection that was admitted; ``data_received`` follows at once."""
         if self._unix_socket:
-            self.peer_uid = peer_uid_of(connected.get_extra_info("socket"))
+            self.peer_uid = peer_uid_of(transport.get_extra_info("socket"))
         super().connection_made(transport)
         self._await_head()
 
@@ -141,8 +77,38 @@ class GuardedHandler(web.RequestHandler):
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
-        elif self._head_timer is None and data and self._is_idle():
-            self._await_head()
+                self._head_size = 0
+        elif data and (self._is_idle() or not parsed):
+            self._head_size += len(data)
+            if self._head_timer is None:
+                self._await_head()
+            if self._head_size > self._room.limits.head_size:
+                self.force_close()
+
+    def idleness(self) -> Idleness | None:
+        """Return why nothing is being done for this connection; ``None``: something is."""
+        if self._body_since is not None:
+            return Idleness.NO_BODY_YET
+        if not self._request_count:
+            return Idleness.NO_HEAD_YET
+        return Idleness.BETWEEN_REQUESTS if self._is_idle() else None
+
+    @property
+    def quiet_since(self) -> float:
+        """Return when the idleness began, on some clock that all connections share."""
+        if self._body_since is not None:
+            return self._body_since
+        # aiohttp sets it at the beginning and after each answer, all by the same timeout.
+        return self._next_keepalive_close_time - self._keepalive_timeout
+
+    @contextmanager
+    def awaiting_body(self) -> Iterator[None]:
+        """Say that within the block nothing is done but to wait for a body."""
+        self._body_since = self._loop.time()
+        try:
+            yield
+        finally:
+            self._body_since = None
 
     def pause_writing(self) -> None:
         """Note that the send buffer is full: the caller has until the deadline to read from it."""
@@ -209,6 +175,15 @@ def peer_uid(request: web.BaseRequest) -> int | None:
     """Return the uid at the other end of a Unix socket; ``None`` for a TCP connection."""
     protocol = request.protocol
     return protocol.peer_uid if isinstance(protocol, GuardedHandler) else None
+
+
+def awaiting_body(request: web.BaseRequest) -> AbstractContextManager[None]:
+    """Say that within the block nothing is done for a request but to wait for its body.
+
+    A full listener may cut it then, which the reader meets as a connection that was lost.
+    """
+    protocol = request.protocol
+    return protocol.awaiting_body() if isinstance(protocol, GuardedHandler) else nullcontext()
 
 
 def _malformed() -> Problem:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any
@@ -23,6 +24,7 @@ from daemon.config.settings import Permission
 from daemon.domain.clock import Clock, Entropy
 from daemon.domain.errors import Problem
 from daemon.domain.provider import Provider
+from daemon.domain.tracing import NO_TRACER, Span, SpanKind, Tracer, method_of
 from daemon.oauth.api_session import ApiSession
 from daemon.oauth.outbound import CONNECT_TIMEOUT, ERRORS
 from daemon.refresh.cache import Entry, TokenCache
@@ -49,11 +51,13 @@ from daemon.sidecar.request_values import (
 )
 from daemon.sidecar.routing import Survivor
 from daemon.sidecar.token_route import identify
+from daemon.sidecar.traced import traced
 from daemon.telemetry.token_reads import UNKNOWN_PROVIDER
 
 ERROR_HEADER = "Tokenward-Error"
 """On our own answers only, with the problem's code: an API's answers never have it."""
 _TARGET_HEADER = "Tokenward-Target"
+_ROUTE = "/v1/connections/{id}/proxy/{path}"
 _WRITING = frozenset({hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH})
 _NO_TYPE_OF_OURS = (hdrs.CONTENT_TYPE,)
 # aiohttp warns of larger bodies in one piece.
@@ -92,6 +96,7 @@ class ProxyPorts:
     count: Callable[[str, int], None]
     clock: Clock
     entropy: Entropy
+    tracer: Tracer = NO_TRACER
 
 
 @dataclass(slots=True)
@@ -140,7 +145,16 @@ class ProxyRoute:
         if found is None:
             return None
         origins = request.headers.getall(_TARGET_HEADER, ())
-        return self._handle(_Call(request, *found, origins, self._spool(request)))
+        call = _Call(request, *found, origins, self._spool(request))
+        return traced(self._ports.tracer, request, _ROUTE, partial(self._told, call))
+
+    async def _told(self, call: _Call, span: Span) -> web.StreamResponse:
+        try:
+            return await self._handle(call)
+        finally:
+            if call.provider != UNKNOWN_PROVIDER:
+                span.set("tokenward.provider", call.provider)
+                span.set("tokenward.connection", call.connection_id)
 
     async def _handle(self, call: _Call) -> web.StreamResponse:
         protocol = call.request.protocol
@@ -162,7 +176,7 @@ class ProxyRoute:
     async def _answer(self, call: _Call) -> web.StreamResponse:
         request, ports = call.request, self._ports
         call.connection_id = connection_id_from(call.connection_id)
-        identity = identify(
+        identity = await identify(
             request, Permission.PROXY, call.connection_id, callers=ports.callers, guard=ports.guard
         )
         with self._place_for(identity.name):
@@ -217,9 +231,25 @@ class ProxyRoute:
         call.body = spool.arrived()
 
     async def _send(self, call: _Call, way: Way) -> ClientResponse:
+        """Send the request; the span of it ends with the answer's head."""
+        told = {
+            "http.request.method": method_of(call.request.method),
+            "server.address": way.place.host,
+            "tokenward.provider": call.provider,
+        }
+        name, withheld = told["http.request.method"], way.values.values()
+        with self._ports.tracer.span(name, told, kind=SpanKind.CLIENT, withheld=withheld) as span:
+            response = await self._sent(call, way)
+            span.set("http.response.status_code", response.status)
+            if response.status >= HTTPStatus.BAD_REQUEST:
+                span.fail(str(response.status))
+            return response
+
+    async def _sent(self, call: _Call, way: Way) -> ClientResponse:
         request, provider = call.request, way.provider
         extra = self._ways.additions(way)
         headers = sent_headers(request.headers, extra.headers)
+        self._ports.tracer.outgoing(headers)
         deadline = Deadline(self._limits.idle)
         body = _body(call, extra, headers, deadline)
         is_typed = hdrs.CONTENT_TYPE in headers or (body is None and request.method not in _WRITING)

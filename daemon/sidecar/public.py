@@ -38,6 +38,7 @@ from daemon.sidecar.browser import (
 )
 from daemon.sidecar.connect_form import ConnectForm, Question, connect_form, read_typed
 from daemon.sidecar.pages import ConnectPage, Pages, load_assets, page_environment
+from daemon.sidecar.protocol import awaiting_body
 from daemon.sidecar.public_answers import (
     add_headers,
     asset_handler,
@@ -267,8 +268,9 @@ async def _form(request: web.Request) -> str:
     if request.content_type != "application/x-www-form-urlencoded":
         raise web.HTTPUnsupportedMediaType
     try:
-        async with asyncio.timeout(BODY_DEADLINE):
-            body = await request.read()
+        with awaiting_body(request):
+            async with asyncio.timeout(BODY_DEADLINE):
+                body = await request.read()
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
     except web.RequestPayloadError as error:

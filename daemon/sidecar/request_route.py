@@ -52,7 +52,7 @@ class RequestRoute:
         connection_id = connection_id_from(request.match_info["id"])
         provider_name = UNKNOWN_PROVIDER
         try:
-            identity = identify(
+            identity = await identify(
                 request, Permission.TOKEN, connection_id, callers=self._callers, guard=self._guard
             )
             url = _read_url(request)

@@ -7,6 +7,7 @@ those cost more than the read itself. Whatever the short way does not know goes 
 from __future__ import annotations
 
 from email.utils import formatdate
+from functools import partial
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
@@ -15,12 +16,14 @@ from daemon.config.settings import Permission
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
 from daemon.domain.errors import Problem
+from daemon.domain.tracing import NO_TRACER, Span, Tracer
 from daemon.refresh.cache import Entry, TokenCache
 from daemon.refresh.reading import TokenReader
 from daemon.sidecar.access import Callers, Identity
 from daemon.sidecar.guard import Guard, connection_id_from
 from daemon.sidecar.protocol import peer_uid
 from daemon.sidecar.routing import Survivor, gone
+from daemon.sidecar.traced import traced
 from daemon.telemetry.token_reads import UNKNOWN_PROVIDER, TokenReads
 
 _PREFIX = "/v1/connections/"
@@ -29,6 +32,7 @@ _HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n"
     b"Cache-Control: no-store\r\nDate: %b\r\nContent-Length: %d\r\n\r\n%b"
 )
+_ROUTE = "/v1/connections/{id}/token"
 # A TTL beyond a year is a mistake in units, most likely milliseconds.
 _LARGEST_TTL = 366 * 24 * 3600
 _LARGEST_GENERATION = 2**63 - 1
@@ -71,6 +75,7 @@ class TokenRoute:
         reads: TokenReads,
         survivor_of: Survivor,
         clock: Clock,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._callers = callers
         self._guard = guard
@@ -79,6 +84,7 @@ class TokenRoute:
         self._reads = reads
         self._survivor_of = survivor_of
         self._clock = clock
+        self._tracer = tracer
         self._date: tuple[int, bytes] = (0, b"")
 
     def before_router(self, request: web.BaseRequest) -> web.StreamResponse | None:
@@ -102,7 +108,7 @@ class TokenRoute:
             self._identify(request, entry.connection)
         except Problem:
             # The long way refuses in the same words and the same time whether or not the
-            # connection exists.
+            # connection exists. It also verifies a service account token that is new.
             return None
         now = self._clock.now().timestamp()
         if not entry.is_good(now):
@@ -116,16 +122,27 @@ class TokenRoute:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Answer any read, waiting for a refresh where one is needed."""
+        return await traced(self._tracer, request, _ROUTE, partial(self._get, request))
+
+    async def _get(self, request: web.Request, span: Span) -> web.StreamResponse:
         began = self._clock.boottime()
         connection_id = connection_id_from(request.match_info["id"])
         provider = UNKNOWN_PROVIDER
         try:
-            identity = self._identify(request, connection_id)
+            identity = await identify(
+                request,
+                Permission.TOKEN,
+                connection_id,
+                callers=self._callers,
+                guard=self._guard,
+            )
             min_ttl, newer_than = read_parameters(request)
             known = await self._reader.entry(connection_id)
             if known is None:
                 raise await gone(connection_id, identity, self._survivor_of)
             provider = known.provider
+            span.set("tokenward.provider", provider)
+            span.set("tokenward.connection", connection_id)
             reading = await self._reader.read(connection_id, min_ttl=min_ttl, newer_than=newer_than)
             if reading is None:
                 raise await gone(connection_id, identity, self._survivor_of)
@@ -135,13 +152,15 @@ class TokenRoute:
         finally:
             self._reads.observe(self._clock.boottime() - began)
         self._reads.count(provider, reading.outcome)
+        span.set("tokenward.outcome", reading.outcome)
         reading.entry.used = True
         return _answer(reading.entry, self._clock.now().timestamp(), reading.warning)
 
-    def _identify(self, request: web.BaseRequest, connection_id: str) -> Identity:
-        return identify(
-            request, Permission.TOKEN, connection_id, callers=self._callers, guard=self._guard
-        )
+    def _identify(self, request: web.BaseRequest, connection_id: str) -> None:
+        """Return where the caller is known without waiting; raises as :func:`identify`."""
+        uid = _judge(request, self._guard)
+        identity = self._callers.authenticate(request.headers.get(hdrs.AUTHORIZATION), uid)
+        identity.require(Permission.TOKEN, connection_id)
 
     def _http_date(self, now: float) -> bytes:
         second = int(now)
@@ -150,7 +169,7 @@ class TokenRoute:
         return self._date[1]
 
 
-def identify(
+async def identify(
     request: web.BaseRequest,
     permission: Permission,
     connection_id: str,
@@ -163,12 +182,17 @@ def identify(
     Raises:
         Problem: the guard's or the access check's.
     """
-    uid = peer_uid(request)
-    headers = request.headers
-    guard.check(request.method, request.raw_path, headers, unix_socket=uid is not None)
-    identity = callers.authenticate(headers.get(hdrs.AUTHORIZATION), uid)
+    uid = _judge(request, guard)
+    identity = await callers.recognise(request.headers.get(hdrs.AUTHORIZATION), uid)
     identity.require(permission, connection_id)
     return identity
+
+
+def _judge(request: web.BaseRequest, guard: Guard) -> int | None:
+    """Return the uid at the other end of a Unix socket, where the guard lets the request pass."""
+    uid = peer_uid(request)
+    guard.check(request.method, request.raw_path, request.headers, unix_socket=uid is not None)
+    return uid
 
 
 def read_parameters(request: web.BaseRequest) -> tuple[float, int | None]:

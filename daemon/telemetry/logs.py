@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from typing import Any, Final, TextIO
 
+import orjson
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
@@ -108,8 +110,16 @@ class LogPipeline:
         stamped = self._stamp(None, level, {**shown, "level": level})
         if self._log.format is LogFormat.JSON:
             ordered = {key: stamped.pop(key) for key in _FIRST_KEYS if key in stamped}
-            return self._to_json.encode({**ordered, **stamped})
+            return self._as_json({**ordered, **stamped})
         return str(self._to_console(None, level, _escaped(stamped)))
+
+    def _as_json(self, line: dict[str, Any]) -> str:
+        with suppress(TypeError):
+            fast = orjson.dumps(line)
+            if fast.isascii():
+                return fast.decode("ascii")
+        # All else is escaped, and what orjson refuses (a lone surrogate, a large number) written.
+        return self._to_json.encode(line)
 
     def _dropped_notice(self, count: int) -> str:
         return self._rendered("warning", {"event": "log_lines_dropped", "count": count})

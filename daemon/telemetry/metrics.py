@@ -6,16 +6,17 @@ set. Every counter exists at 0 from the start, so that the first failure already
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from http import HTTPStatus
 from itertools import product
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -23,6 +24,7 @@ from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
 from daemon.domain.outcome import FailureReason
 from daemon.domain.revocation import Initiator, RevocationResult
+from daemon.domain.role import Role
 from daemon.telemetry.series import Series
 from daemon.telemetry.token_reads import UNKNOWN_PROVIDER
 
@@ -32,6 +34,8 @@ _STATUS_CODES: Final = frozenset(status.value for status in HTTPStatus)
 _CLASSES: Final = range(1, 6)
 # What anybody alerts on is there from the start.
 _FIRST_CODES: Final = (200, 401, 403, 429, 500, 502, 503, 504)
+
+_Family = TypeVar("_Family", bound=MetricWrapperBase)
 
 
 class RefreshResult(StrEnum):
@@ -104,12 +108,37 @@ class Metrics:
         self._providers: dict[str, None] = {}
         self._soonest: Mapping[str, datetime] = {}
         self._series = Series(registry)
+        self._known: dict[tuple[object, ...], Any] = {}
         self._proxied: dict[tuple[str, int], Counter] = {}
         for result in DeliveryResult:
             self._series.webhook_deliveries.labels(result.value)
         Info("tokenward_build", "What is running.", registry=registry).info({"version": version})
+        self._role = Gauge(
+            "tokenward_role",
+            "What this process is for: 1 at its role.",
+            ["role"],
+            registry=registry,
+        )
+        self._keys_missing = Gauge(
+            "tokenward_encryption_keys_missing",
+            "Encryption keys that are in use (now) or to be used (soon) and not at hand here.",
+            ["needed"],
+            registry=registry,
+        )
+        self.set_encryption_keys_missing(now=0, soon=0)
+        self.set_role(Role.ALL)
         ProcessCollector(registry=registry)
         self.add_providers(providers)
+
+    def set_role(self, role: Role) -> None:
+        """Say what this process is for; the other roles are at 0."""
+        for each in Role:
+            self._role.labels(each.value).set(each is role)
+
+    def set_encryption_keys_missing(self, *, now: int, soon: int) -> None:
+        """Say how many encryption keys are in use, or are to be, and not at hand here."""
+        self._keys_missing.labels("now").set(now)
+        self._keys_missing.labels("soon").set(soon)
 
     def add_providers(self, providers: Iterable[str]) -> None:
         """Have series for ``providers``, too (start, SIGHUP); those there are stay."""
@@ -160,11 +189,11 @@ class Metrics:
 
     def refresh_in_flight(self, provider: str) -> AbstractContextManager[None]:
         """Count a refresh as in flight inside the ``with`` block, however that is left."""
-        return _counted(self._series.refreshes_in_flight.labels(self._provider(provider)))
+        return self._one(self._series.refreshes_in_flight, provider).track_inprogress()
 
     def count_refresh(self, provider: str, result: RefreshResult) -> None:
         """Count the end of one refresh."""
-        self._series.refreshes.labels(self._provider(provider), result.value).inc()
+        self._one(self._series.refreshes, provider, result.value).inc()
 
     def count_refresh_failure(self, provider: str, reason: FailureReason) -> None:
         """Count why one refresh brought no token."""
@@ -172,7 +201,7 @@ class Metrics:
 
     def observe_refresh_duration(self, provider: str, seconds: float) -> None:
         """Record how long one refresh took, from its claim to its end."""
-        self._series.refresh_duration.labels(self._provider(provider)).observe(seconds)
+        self._one(self._series.refresh_duration, provider).observe(seconds)
 
     def observe_refresh_lag(self, seconds: float) -> None:
         """Record how long after its planned time a refresh was stored; early counts as on time."""
@@ -241,6 +270,16 @@ class Metrics:
         expiry = self._soonest.get(provider)
         return float("inf") if expiry is None else (expiry - self._clock.now()).total_seconds()
 
+    def _one(self, family: _Family, provider: str, *labels: str) -> _Family:
+        """Return one of a provider's series; looking it up costs more than counting."""
+        key = (id(family), provider, *labels)
+        found: _Family | None = self._known.get(key)
+        if found is None:
+            found = family.labels(self._provider(provider), *labels)
+            if provider in self._providers:
+                self._known[key] = found
+        return found
+
     def _provider(self, name: str) -> str:
         return name if name in self._providers else UNKNOWN_PROVIDER
 
@@ -264,12 +303,3 @@ def _code(status: int) -> str:
     if status in _STATUS_CODES:
         return str(status)
     return f"{status // 100}xx" if status // 100 in _CLASSES else "other"
-
-
-@contextmanager
-def _counted(gauge: Gauge) -> Iterator[None]:
-    gauge.inc()
-    try:
-        yield
-    finally:
-        gauge.dec()

@@ -13,7 +13,7 @@ from daemon.domain.connection import Connection, Failure
 from daemon.domain.events import Events
 from daemon.domain.provider import Provider
 from daemon.oauth.authorization import ProviderResolver
-from daemon.oauth.completing import TokenExaminer
+from daemon.oauth.identifying import TokenExaminer
 from daemon.refresh.cache import Entry
 from daemon.refresh.reading import Reading
 

@@ -8,8 +8,21 @@ from collections.abc import Callable, Sequence
 class DaemonHealth:
     """Started, ready, alive: answered from memory."""
 
-    def __init__(self, *, cached: Callable[[], int], database: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        *,
+        cached: Callable[[], int],
+        database: Callable[[], str | None],
+        serves: bool = True,
+        keys: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """``serves``: it is there for callers, and so not ready while it has nothing for them.
+
+        ``keys`` says which encryption keys are missing, if any are.
+        """
+        self._keys = keys
         self._cached = cached
+        self._serves = serves
         self._database = database
         self._started = False
         self._stopping = False
@@ -35,9 +48,10 @@ class DaemonHealth:
             away = self._database()
             return [f"starting: {away}" if away else "starting"]
         away = self._database()
-        if away is not None and self._cached() == 0:
+        if self._serves and away is not None and self._cached() == 0:
             return [f"no token is cached and the database is away: {away}"]
-        return []
+        trouble = self._keys()
+        return [trouble] if trouble else []
 
     def alive(self) -> Sequence[str]:
         """Return nothing: that this runs is the proof."""

@@ -17,13 +17,11 @@ from daemon.catalog.discovery import Discovery
 from daemon.domain.clock import Clock
 from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError, JournalError
-from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.connections import PostgresConnections
-from daemon.persistence.history import PostgresHistory
 from daemon.persistence.incarnations import Incarnations
 from daemon.persistence.journal import Journal
-from daemon.persistence.orphans import PostgresOrphans
 from daemon.persistence.refreshes import PostgresRefreshes
+from daemon.persistence.retention import Retention
 from daemon.refresh.cache import TokenCache
 from daemon.telemetry.metrics import Metrics
 from daemon.upkeep.testing import ConnectionTests
@@ -39,7 +37,6 @@ _USED = 30
 _PRUNE = 600
 # Replicas are awaited after a restore that were seen in the last five minutes before it.
 _BEAT = 60
-_PRUNE_HISTORY = 3600
 # The shortest interval between two tests of a connection is a minute.
 _TESTS = 15
 _METADATA = 3600
@@ -54,12 +51,10 @@ class Housekeeping:
         *,
         connections: PostgresConnections,
         refreshes: PostgresRefreshes,
-        authorizations: PostgresAuthorizations,
-        history: PostgresHistory,
-        orphans: PostgresOrphans,
+        retention: Retention,
         incarnations: Incarnations,
         tests: ConnectionTests,
-        retention: Callable[[], timedelta],
+        keep_events: Callable[[], timedelta],
         discovery: Discovery,
         cache: TokenCache,
         journal: Journal,
@@ -68,12 +63,10 @@ class Housekeeping:
     ) -> None:
         self._connections = connections
         self._refreshes = refreshes
-        self._authorizations = authorizations
-        self._history = history
-        self._orphans = orphans
+        self._retention = retention
         self._incarnations = incarnations
         self._tests = tests
-        self._retention = retention
+        self._keep_events = keep_events
         self._discovery = discovery
         self._cache = cache
         self._journal = journal
@@ -82,19 +75,19 @@ class Housekeeping:
         self._scheduler = AsyncIOScheduler(timezone=UTC)
         self._counts_again_at = -inf
 
-    def start(self) -> None:
-        """Begin; the gauges are set at once."""
+    def start(self, *, only_use: bool = False) -> None:
+        """Begin; ``only_use``: in a process that only serves, others do the rest."""
         jobs: dict[Callable[[], Awaitable[None]], int] = {
             self.set_gauges: _GAUGES,
             self.remember_use: _USED,
             self.prune: _PRUNE,
-            self.prune_history: _PRUNE_HISTORY,
-            self.prune_orphans: _PRUNE_HISTORY,
             self.beat: _BEAT,
             self.test_connections: _TESTS,
             self.refresh_metadata: _METADATA,
             self.clean_journal: _CLEAN,
         }
+        if only_use:
+            jobs = {self.remember_use: _USED}
         for job, seconds in jobs.items():
             # A job that was late (a suspended machine) runs once, not as often as it was missed.
             self._scheduler.add_job(
@@ -137,19 +130,17 @@ class Housekeeping:
             await self._connections.mark_used(dict.fromkeys(used, now))
 
     async def prune(self) -> None:
-        """Remove expired tickets and transactions."""
-        await self._authorizations.prune(now=self._clock.now())
-
-    async def prune_history(self) -> None:
-        """Remove events, and their deliveries, that are older than their retention."""
-        await self._history.prune(self._clock.now() - self._retention())
-
-    async def prune_orphans(self) -> None:
-        """Remove late replies' tokens after 30 days, and replicas that are gone for good."""
-        removed = await self._orphans.prune(now=self._clock.now())
-        await self._incarnations.prune()
-        if removed:
-            log.info("orphans_removed", count=removed)
+        """Remove old rows, unless another replica is at it."""
+        began = self._clock.boottime()
+        removed = await self._retention.prune(events=self._keep_events())
+        if removed is not None and removed.rows:
+            log.info(
+                "old_rows_removed",
+                rows=sum(removed.rows.values()),
+                tables=" ".join(f"{table}:{rows}" for table, rows in removed.rows.items()),
+                complete=removed.complete,
+                seconds=round(self._clock.boottime() - began, 3),
+            )
 
     async def beat(self) -> None:
         """Say that this replica lives, and look whether the database is still the same."""

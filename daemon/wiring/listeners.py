@@ -8,6 +8,7 @@ from datetime import datetime
 from aiohttp import web
 
 from daemon.config.settings import Settings
+from daemon.domain.role import Role
 from daemon.domain.tokens import TokenSet
 from daemon.oauth.api_session import ApiSession
 from daemon.oauth.authorization import Authorizer
@@ -25,12 +26,14 @@ from daemon.sidecar.listener import Listener
 from daemon.sidecar.openapi import OpenApiRoute
 from daemon.sidecar.operator.parts import OperatorParts
 from daemon.sidecar.operator.routes import add_operator_routes
-from daemon.sidecar.protocol import Limits
 from daemon.sidecar.provider_routes import ProviderRoutes
 from daemon.sidecar.proxy import ProxyPorts, ProxyRoute
 from daemon.sidecar.public import PublicParts, create_public_app
+from daemon.sidecar.quitting import Quitting
 from daemon.sidecar.request_route import RequestRoute
+from daemon.sidecar.room import Limits
 from daemon.sidecar.routing import Finder
+from daemon.sidecar.serving_only import only_reading, page_routes
 from daemon.sidecar.token_route import TokenRoute
 from daemon.wiring.configuration import Configuration
 from daemon.wiring.parts import Storage, Telemetry, World
@@ -57,6 +60,8 @@ class ApiWiring:
         telemetry: Telemetry,
         world: World,
         plan: Callable[[TokenSet, str], datetime | None],
+        role: Role,
+        stop: Callable[[], None],
     ) -> None:
         self._configuration = configuration
         self._callers = callers
@@ -69,6 +74,8 @@ class ApiWiring:
         self._telemetry = telemetry
         self._world = world
         self._plan = plan
+        self._role = role
+        self._stop = stop
         self._values = ConnectionValues(storage.connections, clock=world.clock)
         self._finder = Finder(connections=storage.connections, settings=self._settings)
 
@@ -87,11 +94,14 @@ class ApiWiring:
                 connections=self._managing(),
                 providers=ProviderRoutes(self._settings),
                 openapi=OpenApiRoute(),
-                routes=self._events(),
-                open_routes=[web.get("/v1/connections/{id}/request", self._request_route().get)],
+                routes=[*self._events(), *self._quitting().routes()],
+                open_routes=self._open_routes(),
             )
         )
-        add_operator_routes(app, self._operator(creation))
+        if self._role.refreshes:
+            add_operator_routes(app, self._operator(creation))
+        else:
+            app.middlewares.append(only_reading())
 
         def before_router(
             request: web.BaseRequest,
@@ -100,6 +110,15 @@ class ApiWiring:
             return proxy.before_router(request) if response is None else response
 
         return Listener(app, name="api", entropy=self._world.entropy, before_router=before_router)
+
+    def _open_routes(self) -> list[web.RouteDef]:
+        request = web.get("/v1/connections/{id}/request", self._request_route().get)
+        return [request, *([] if self._role.refreshes else page_routes(self._guard))]
+
+    def _quitting(self) -> Quitting:
+        return Quitting(
+            is_allowed=lambda: self._settings().listen.api.quitquitquit, stop=self._stop
+        )
 
     def _settings(self) -> Settings:
         return self._configuration.settings
@@ -117,6 +136,7 @@ class ApiWiring:
             reads=self._telemetry.reads,
             survivor_of=self._storage.connections.survivor_of,
             clock=self._world.clock,
+            tracer=self._telemetry.tracer,
         )
 
     def _proxy(self) -> ProxyRoute:
@@ -133,6 +153,7 @@ class ApiWiring:
                 count=self._telemetry.metrics.count_proxy_request,
                 clock=self._world.clock,
                 entropy=self._world.entropy,
+                tracer=self._telemetry.tracer,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -9,23 +10,33 @@ from pydantic import SecretStr
 
 from daemon import __version__
 from daemon.domain.clock import Clock, Entropy
-from daemon.persistence import keyring as keyrings
+from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.role import Role
+from daemon.domain.tracing import NO_TRACER, Tracer
 from daemon.persistence import migrations
+from daemon.persistence.agreement import KeyAgreement
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.deliveries import PostgresDeliveries
 from daemon.persistence.history import EventRecorder, PostgresHistory
 from daemon.persistence.incarnations import Incarnations
-from daemon.persistence.orphans import PostgresOrphans
+from daemon.persistence.keyring import Keyring
 from daemon.persistence.owner_name import OwnerName
 from daemon.persistence.postgres import Database, DatabaseConnection
 from daemon.persistence.refreshes import PostgresRefreshes
+from daemon.persistence.retention import Retention
 from daemon.persistence.revocations import PostgresRevocations
 from daemon.telemetry.events import TelemetryEvents
 from daemon.telemetry.metrics import Metrics
+from daemon.telemetry.sinks import SinkTelemetry
 from daemon.telemetry.token_reads import TokenReads
 from daemon.wiring.configuration import Configuration
+
+# Connections that one process may use at once, beside those that listen and notify. A thousand
+# processes that serve share one server, and ask it for little.
+_POOL = 10
+_SERVING_POOL = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +57,28 @@ class Storage:
     def __init__(
         self,
         url: SecretStr,
-        keyring: keyrings.Keyring,
+        keyring: Keyring,
         configuration: Configuration,
         *,
         cipher: TokenCipher,
         owner: str,
         world: World,
         metrics: Metrics,
+        role: Role = Role.ALL,
+        journal_keys: Callable[[], Collection[str]] = frozenset,
     ) -> None:
+        """``journal_keys`` is asked for the keys that the journal's records need."""
         self.cipher = cipher
-        self._keyring = keyring
+        self._role = role
+        # A process without a journal has no name of its own, and keys all the same.
+        self.agreement = KeyAgreement(
+            keyring,
+            cipher,
+            owner=owner or f"{role.value}-{world.entropy(9).hex()}",
+            journal_keys=journal_keys,
+            clock=world.clock,
+            entropy=world.entropy,
+        )
         self._clock = world.clock
         self.database = Database(
             url,
@@ -63,15 +86,16 @@ class Storage:
             entropy=world.entropy,
             on_state=lambda up: metrics.set_database_up(is_up=up),
             prepare=self._prepare,
+            size=_POOL if role.refreshes else _SERVING_POOL,
         )
         recorder = EventRecorder(delivers=lambda: configuration.webhook() is not None)
         self.history = PostgresHistory(self.database, recorder)
         self.deliveries = PostgresDeliveries(self.database)
+        self.retention = Retention(self.database, world.clock)
         self.revocations = PostgresRevocations(self.database, self.cipher)
         self.connections = PostgresConnections(self.database, self.cipher, recorder)
         self.incarnations = Incarnations(self.database, owner=owner)
         self.owner_name = OwnerName(self.database, owner, clock=world.clock)
-        self.orphans = PostgresOrphans(self.database, self.cipher)
         self.refreshes = PostgresRefreshes(
             self.database, self.cipher, recorder=recorder, incarnations=self.incarnations
         )
@@ -81,18 +105,38 @@ class Storage:
 
     async def _prepare(self, connection: DatabaseConnection) -> None:
         """Bring a database that was just reached to this version, and check the keys."""
-        await migrations.migrate(connection, migrations.bundled(), clock=self._clock)
-        await keyrings.verify(connection, self._keyring, self.cipher)
+        await self._bring_forward(connection)
+        await self.agreement.join(connection)
+
+    async def _bring_forward(self, connection: DatabaseConnection) -> None:
+        """Apply what is pending; a process that only serves waits for who may."""
+        if self._role.refreshes:
+            await migrations.migrate(connection, migrations.bundled(), clock=self._clock)
+        elif await migrations.pending(connection, migrations.bundled()):
+            raise DatabaseUnavailableError(
+                "the database's schema is older than this version: start a process of this version "
+                "that refreshes, or run 'tokenward migrate'"
+            )
 
 
 class Telemetry:
-    """Metrics and events on one registry."""
+    """Metrics and events on one registry, and where spans are told."""
 
-    def __init__(self, configuration: Configuration, world: World) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        world: World,
+        *,
+        role: Role = Role.ALL,
+        tracer: Tracer = NO_TRACER,
+    ) -> None:
+        self.tracer = tracer
         self.registry = CollectorRegistry()
         names = list(configuration.settings.providers)
         self.metrics = Metrics(
             self.registry, providers=names, clock=world.clock, version=__version__
         )
+        self.metrics.set_role(role)
         self.reads = TokenReads(self.registry, providers=names)
         self.events = TelemetryEvents(self.metrics)
+        self.sinks = SinkTelemetry(self.registry)

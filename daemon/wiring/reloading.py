@@ -14,6 +14,7 @@ from daemon.domain.errors import ConfigurationError, DatabaseUnavailableError, F
 from daemon.sidecar.access import ensure_api_key
 from daemon.telemetry.logs import LogPipeline
 from daemon.wiring.assembly import Daemon
+from daemon.wiring.service_manager import ServiceManager
 
 log = structlog.get_logger()
 
@@ -42,23 +43,39 @@ class Reloading:
     """Applies a configuration that was read again."""
 
     def __init__(
-        self, daemon: Daemon, *, logs: LogPipeline, load: Callable[[], Settings] | None
+        self,
+        daemon: Daemon,
+        manager: ServiceManager,
+        *,
+        logs: LogPipeline,
+        load: Callable[[], Settings] | None,
     ) -> None:
         self._daemon = daemon
+        self._manager = manager
         self._logs = logs
         self._load = load
         self._task: asyncio.Task[None] | None = None
+        self._again = False
 
     def request(self) -> None:
-        """Reload soon; a request while one runs is dropped."""
+        """Reload soon; a request while one runs lets it run again: it may have read too early."""
+        self._again = True
         if self._load is not None and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._reload(self._load), name="reload")
+            self._task = asyncio.create_task(self._tell_and_reload(self._load), name="reload")
+
+    async def _tell_and_reload(self, load: Callable[[], Settings]) -> None:
+        with self._manager.reloading():
+            while self._again:
+                self._again = False
+                await self._reload(load)
 
     async def _reload(self, load: Callable[[], Settings]) -> None:
         try:
             found = changes(self._daemon.settings, load())
             await self._refuse_orphans(found)
             callers = callers_of(found.settings, self._daemon.world.entropy)
+            if "encryption.keys" in found.applied:
+                await self._daemon.keys.replace(found.settings.encryption_keys)
         except ConfigurationError as error:
             for finding in error.findings:
                 log.warning("configuration_rejected", path=finding.path, detail=finding.message)
@@ -85,23 +102,31 @@ class Reloading:
         if findings:
             raise ConfigurationError(findings)
 
+    async def _begin_anew_with_providers(self, found: Changes) -> None:
+        refreshes = self._daemon.storage.refreshes
+        await refreshes.add_providers(list(found.settings.providers))
+        for path in found.applied:
+            if path.startswith("providers."):
+                await refreshes.reset_provider(path.split(".")[1])
+
     async def _apply(self, found: Changes, callers: tuple[Caller, ...]) -> None:
         daemon, settings = self._daemon, found.settings
         daemon.configuration.settings = settings
         daemon.callers.replace(callers, allowed_uids=settings.listen.api.allowed_uids)
+        if "kubernetes" in found.applied:
+            daemon.service_accounts.reconfigured()
         if "callers" in found.applied:
             daemon.upkeep.feed.end_all()
         self._logs.apply(settings.log)
         daemon.telemetry.metrics.add_providers(settings.providers)
         daemon.telemetry.reads.add_providers(settings.providers)
+        daemon.sinks.reload()
         for finding in found.restart:
             log.warning("configuration_needs_restart", path=finding.path, detail=finding.message)
         warn(settings.warnings)
         try:
-            await daemon.storage.refreshes.add_providers(list(settings.providers))
-            for path in found.applied:
-                if path.startswith("providers."):
-                    await daemon.storage.refreshes.reset_provider(path.split(".")[1])
+            if daemon.role.refreshes:
+                await self._begin_anew_with_providers(found)
         except DatabaseUnavailableError:
             log.warning("provider_state_not_reset")
         daemon.recovery.wake()

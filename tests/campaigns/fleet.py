@@ -71,6 +71,7 @@ class Fleet:
     ) -> None:
         urls = [database_url] * replicas if isinstance(database_url, str) else database_url
         self.server = server
+        self.retired: list[Tokenward] = []
         self.books = Books()
         self.grants: dict[str, Grant] = {}
         self.replicas = [Tokenward(directory / f"replica-{n}") for n in range(replicas)]
@@ -106,6 +107,22 @@ class Fleet:
         at: TracebackType | None,
     ) -> None:
         await self._stack.aclose()
+
+    def successor(self, number: int) -> Tokenward:
+        """Return a replica with a state directory of its own that is to take the place of one."""
+        old = self.replicas[number]
+        new = Tokenward(old.directory.with_name(f"replica-{number}-{len(self.retired)}"))
+        kept = {name: each for name, each in old.settings.items() if name not in new.settings}
+        new.settings |= kept
+        new.arguments = old.arguments
+        self._slots[new] = asyncio.Semaphore(_AT_ONCE)
+        self._stack.push_async_callback(new.close)
+        return new
+
+    def replace(self, number: int, new: Tokenward) -> None:
+        """Put a started successor in the place of a replica, whose log is still looked at."""
+        self.retired.append(self.replicas[number])
+        self.replicas[number] = new
 
     async def connect(self, name: str, *, replica: int = 0) -> Grant:
         """Import one grant as a connection that is at generation 1 and good for its lifetime."""
@@ -181,7 +198,7 @@ class Fleet:
         return books
 
     def _look_for_bugs(self) -> None:
-        for replica in self.replicas:
+        for replica in (*self.replicas, *self.retired):
             self.books.faults += [
                 f"{replica.directory.name} logged: {line[:600]}"
                 for line in replica.log().splitlines()

@@ -9,8 +9,21 @@ import pytest
 
 from daemon.domain.claim import Claim, ClaimState, Refusal, RefusalReason, Settled, Settlement
 from daemon.domain.connection import Status
-from tests.support.refresh_claims import HOLD, add, claimed, failure, renewal, settle, tokens, want
+from tests.support.refresh_claims import (
+    HOLD,
+    add,
+    claimed,
+    due,
+    failure,
+    refused,
+    renewal,
+    settle,
+    tokens,
+    want,
+)
 from tests.support.refresh_stages import Stage
+
+REST = timedelta(seconds=10)
 
 
 async def recalled(
@@ -20,6 +33,7 @@ async def recalled(
     attempt: str = "kept",
     generation: int = 1,
     sent_at: datetime | None = None,
+    epoch: int | None = None,
 ) -> Claim | Refusal | None:
     """Claim for a reply out of the journal."""
     return await stage.late.recall(
@@ -27,6 +41,7 @@ async def recalled(
         attempt=attempt,
         generation=generation,
         sent_at=sent_at or stage.now(),
+        epoch=await stage.epoch(name) if epoch is None else epoch,
         owner="one",
         hold=HOLD,
     )
@@ -172,3 +187,28 @@ async def test_a_reply_that_is_stored_is_known_by_what_it_brought(
     assert await settle(stage, again) == [Settled.STORED]
     assert (await stage.stored("a")).status is Status.ACTIVE
     assert await stage.orphans("a") == 0
+
+
+async def test_what_was_taken_over_rests_whatever_the_claimants_clock_says(stage: Stage) -> None:
+    """Whoever has an earlier reply may still store it, and nobody else claims, whoever asks."""
+    await add(stage, "a")
+    first = await claimed(stage)
+    await stage.pass_time(HOLD.total_seconds() + 1)
+    taken_over = failure(first, stage, state=ClaimState.IN_DOUBT, due_in=-60)
+    assert await settle(stage, replace(taken_over, rests=REST)) == [Settled.STORED]
+    assert (await due(stage)).claims == []
+    for forced in (False, True):
+        assert await refused(stage, forced=forced) is RefusalReason.SENDING
+    assert isinstance(await recalled(stage, attempt="another"), Claim)
+
+
+async def test_a_rest_ends(stage: Stage) -> None:
+    """Then the resend is due as the rotation profile says."""
+    await add(stage, "a")
+    first = await claimed(stage)
+    await stage.pass_time(HOLD.total_seconds() + 1)
+    ending = failure(first, stage, state=ClaimState.IN_DOUBT, due_in=-60)
+    assert await settle(stage, replace(ending, rests=REST)) == [Settled.STORED]
+    await stage.pass_time(REST.total_seconds() + 1)
+    (claim,) = (await due(stage)).claims
+    assert claim.was_in_doubt

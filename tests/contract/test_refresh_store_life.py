@@ -21,6 +21,7 @@ from tests.support.refresh_claims import (
     renewal,
     settle,
     tokens,
+    want,
 )
 from tests.support.refresh_stages import Stage
 
@@ -87,6 +88,29 @@ async def test_a_new_grant_takes_no_tokens_of_the_one_that_was_ended(stage: Stag
     assert (stored.status, stored.tokens.generation) == (Status.ACTIVE, 2)
     assert stored.tokens.access_token == "fresh"
     assert await stage.queued() == LATE
+
+
+async def test_a_connection_made_anew_takes_nothing_of_the_one_purged(stage: Stage) -> None:
+    """Its name and a lower generation are no reason to store a late reply over its tokens."""
+    await add(stage, "a", stored=tokens(stage, generation=5))
+    claim = await want(stage, generation=5)
+    assert isinstance(claim, Claim)
+    await stage.disconnect("a", purge=True)
+    await add(stage, "a", stored=replace(tokens(stage), access_token="fresh", refresh_token="f"))
+    assert await settle(stage, late(claim)) == [Settled.DISCONNECTED]
+    recalled = await stage.late.recall(
+        "a",
+        attempt=claim.attempt,
+        generation=claim.tokens.generation,
+        sent_at=stage.now(),
+        epoch=claim.epoch,
+        owner="one",
+        hold=HOLD,
+    )
+    assert isinstance(recalled, Refusal)
+    assert recalled.reason is RefusalReason.DISCONNECTED
+    stored = await stage.stored("a")
+    assert (stored.tokens.generation, stored.tokens.access_token) == (1, "fresh")
 
 
 async def test_a_failure_after_a_disconnect_is_nothing(stage: Stage) -> None:
@@ -206,7 +230,7 @@ async def test_a_claim_has_what_urls_are_made_of(stage: Stage) -> None:
     for claim in (swept, again, wanted):
         assert isinstance(claim, Claim)
         assert (claim.fields, claim.reply_values) == ({"region": "us"}, {"token.host": "x"})
-        assert claim.epoch == 0
+        assert claim.epoch == await stage.epoch("a")
 
 
 async def test_a_reply_may_tell_something_else(stage: Stage) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tests.deploy.alert_series import (
     ACME,
     AT,
+    CENTRAL,
     JOB,
     UP,
     Case,
@@ -18,9 +19,13 @@ from tests.deploy.alert_series import (
     failures,
     grants,
     histogram,
+    keys_missing,
     reads,
     refreshes,
+    role,
 )
+
+NEEDED_NOW, NEEDED_SOON = ({**AT, "needed": needed} for needed in ("now", "soon"))
 
 CASES = (
     Case(
@@ -63,6 +68,22 @@ CASES = (
         alert="TokenwardNotificationListenerDown", why="the database is away, which has its own",
         series=bare("tokenward_database_up", "0x30")
         | bare("tokenward_notification_listener_up", "0x30"), at=11,
+    ),
+    Case(
+        alert="TokenwardEncryptionKeyMissing", why="others use a key that is not here",
+        series=keys_missing("now", "0 1x10"), at=2, fires=((NEEDED_NOW, 1),),
+    ),
+    Case(
+        alert="TokenwardEncryptionKeyMissing", why="configured within a minute",
+        series=keys_missing("now", "0 1 0x10"), at=4,
+    ),
+    Case(
+        alert="TokenwardEncryptionKeyAwaited", why="forgotten in a roll-out",
+        series=keys_missing("soon", "0 2x30"), at=16, fires=((NEEDED_SOON, 2),),
+    ),
+    Case(
+        alert="TokenwardEncryptionKeyAwaited", why="a roll-out of ten minutes",
+        series=keys_missing("soon", "0 1x9 0x30"), at=17,
     ),
     Case(
         alert="TokenwardJournalNotDraining", why="replies that nothing takes",
@@ -305,6 +326,26 @@ CASES = (
             **refreshes("success", "900x40"),
         },
         at=16,
+    ),
+    Case(
+        alert="TokenwardNoRefresher", why="the only refresher goes away",
+        series={
+            **role("serve", "1x40"), **role("refresh", "0x40"), **role("all", "0x40"),
+            **role("refresh", "1x9 stale", scrape=CENTRAL),
+        },
+        at=15, fires=((JOB, 1),),
+    ),
+    Case(
+        alert="TokenwardNoRefresher", why="a refresher of another job is there",
+        series={
+            **role("serve", "1x40"), **role("refresh", "0x40"), **role("all", "0x40"),
+            **role("refresh", "1x40", scrape=CENTRAL),
+        },
+        at=30,
+    ),
+    Case(
+        alert="TokenwardNoRefresher", why="nobody only serves",
+        series={**role("serve", "0x40"), **role("all", "1x40")}, at=30,
     ),
     Case(
         alert="TokenwardRefreshBacklog", why="500 due at one in a second",

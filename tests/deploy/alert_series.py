@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 J = 'job="tokenward",instance="a:7422"'
 K = 'job="tokenward",instance="b:7422"'
+CENTRAL = 'job="refreshers",instance="c:7422"'
 ACME = {"job": "tokenward", "provider": "acme"}
 AT = {"job": "tokenward", "instance": "a:7422"}
 JOB = {"job": "tokenward"}
@@ -74,9 +75,19 @@ def bare(name: str, values: str, *, scrape: str = J) -> dict[str, str]:
     return {f"{name}{{{scrape}}}": values}
 
 
+def role(name: str, values: str, *, scrape: str = J) -> dict[str, str]:
+    """Return whether a daemon has a role."""
+    return {f'tokenward_role{{{scrape},role="{name}"}}': values}
+
+
 def histogram(name: str, buckets: Mapping[str, str]) -> dict[str, str]:
     """Return the buckets of a histogram."""
     return {f'tokenward_{name}_bucket{{{J},le="{le}"}}': values for le, values in buckets.items()}
+
+
+def keys_missing(needed: str, values: str) -> dict[str, str]:
+    """Return how many encryption keys are missing at the first daemon."""
+    return {f'tokenward_encryption_keys_missing{{{J},needed="{needed}"}}': values}
 
 
 UP = bare("tokenward_database_up", "1x60")
@@ -91,6 +102,8 @@ WELL = {
     **bare("tokenward_database_up", "1x200"),
     **bare("tokenward_notification_listener_up", "1x200"),
     **bare("tokenward_journal_entries", "2x200"),
+    **keys_missing("now", "0x200"),
+    **keys_missing("soon", "0x200"),
     **bare("tokenward_log_lines_dropped_total", "0x200"),
     **bare("tokenward_refreshes_due", "30x200"),
     **grants("expired_connections", "", "0x200"),

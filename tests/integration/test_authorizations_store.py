@@ -28,12 +28,12 @@ from daemon.domain.revocation import Initiator
 from daemon.domain.tokens import TokenSet
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.cipher import TokenCipher
-from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.history import EventRecorder, PostgresHistory
 from daemon.persistence.postgres import Database
 from daemon.persistence.refreshes import PostgresRefreshes
 from tests.support.clock import START, FakeClock
 from tests.support.database import open_database
+from tests.support.first_epoch import ConnectionsFromZero
 from tests.support.polling import eventually
 
 PENDING = Connection(
@@ -83,7 +83,7 @@ class Stores:
         self.clock = FakeClock()
         self.database = database
         recorder = EventRecorder(delivers=lambda: False)
-        self.connections = PostgresConnections(database, cipher, recorder)
+        self.connections = ConnectionsFromZero(database, cipher, recorder)
         self.refreshes = PostgresRefreshes(database, cipher, recorder=recorder)
         self.history = PostgresHistory(database, recorder)
         self.authorizations = PostgresAuthorizations(
@@ -436,21 +436,3 @@ async def test_what_is_recorded_is_in_the_same_transaction(stores: Stores) -> No
     shown = await stores.connections.get("acme-1")
     assert shown is not None
     assert (shown.status, shown.generation) == (Status.PENDING, 0)
-
-
-async def test_pruning(stores: Stores) -> None:
-    """What has expired goes, told by connection; the rest stays."""
-    store = stores.authorizations
-    await stores.connections.create(replace(PENDING, id="acme-2"), None, due_at=None)
-    await store.add_ticket(TICKET)
-    await store.add_ticket(
-        replace(TICKET, ticket_hash=b"u" * 32, expires_at=START + timedelta(hours=1))
-    )
-    await store.add_ticket(replace(TICKET, ticket_hash=b"v" * 32, connection_id="acme-2"))
-    begun = replace(TRANSACTION, connection_id="acme-2")
-    assert await store.begin(begun, ticket_hash=b"v" * 32)
-    assert await store.prune(now=START) == []
-    concerned = await store.prune(now=START + timedelta(minutes=11))
-    assert sorted(concerned) == ["acme-1", "acme-2"]
-    assert await store.consume(TRANSACTION.state_hash) is None
-    assert await store.ticket(b"u" * 32, now=START) is not None

@@ -16,7 +16,7 @@ from daemon.domain.clock import system_entropy
 from daemon.sidecar.bodies import BODY_LIMIT, read_form, read_json
 from daemon.sidecar.listener import Listener
 from daemon.sidecar.problems import error_middleware
-from daemon.sidecar.protocol import Limits
+from daemon.sidecar.room import Limits
 from tests.support.raw_client import Answer, RawClient
 
 JSON = "Content-Type: application/json"

@@ -26,8 +26,8 @@ from daemon.oauth.authorization import fingerprint
 from daemon.oauth.outbound import Outbound
 from daemon.oauth.token_endpoint import TokenEndpoint
 from daemon.sidecar.listener import Listener
-from daemon.sidecar.protocol import Limits
 from daemon.sidecar.public import PublicParts, create_public_app
+from daemon.sidecar.room import Limits
 from tests.support.authorization import ACME, ISSUER, Flow, SteppedClock
 from tests.support.raw_client import Answer, RawClient
 from tests.support.raw_server import replies

@@ -22,13 +22,13 @@ from daemon.domain.revocation import Initiator
 from daemon.domain.tokens import TokenSet
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.cipher import TokenCipher
-from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.history import EventRecorder, PostgresHistory
 from daemon.persistence.life import Change, Disconnected, TestRecorded
 from daemon.persistence.postgres import Database
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.persistence.revocations import PostgresRevocations
 from tests.support.clock import START, FakeClock
+from tests.support.first_epoch import ConnectionsFromZero
 
 CONNECTION = Connection(
     id="acme-1",
@@ -69,7 +69,7 @@ class Life:
     def __init__(self, database: Database, cipher: TokenCipher) -> None:
         self.database = database
         recorder = EventRecorder(delivers=lambda: True)
-        self.connections = PostgresConnections(database, cipher, recorder)
+        self.connections = ConnectionsFromZero(database, cipher, recorder)
         self.refreshes = PostgresRefreshes(database, cipher, recorder=recorder)
         self.revocations = PostgresRevocations(database, cipher)
         self.history = PostgresHistory(database, recorder)

@@ -22,7 +22,7 @@ from daemon.sidecar.access import Callers
 from daemon.sidecar.event_routes import EventParts, EventRoutes
 from daemon.sidecar.listener import Listener
 from daemon.sidecar.problems import error_middleware
-from daemon.sidecar.protocol import Limits
+from daemon.sidecar.room import Limits
 from daemon.sidecar.routing import IDENTITY, Finder
 from daemon.upkeep.feed import Feed
 from tests.support.api_parts import CALLERS, KEYS, SETTINGS

@@ -121,6 +121,28 @@ async def test_a_restore_beneath_a_running_replica(
         assert entry.generation == (await here.stored("a"))[0]
 
 
+async def test_a_database_that_has_forgotten_how_an_attempt_ended(site: Site) -> None:
+    """Its claim is this replica's own, and nobody works at it: it is not waited for."""
+    async with site.running() as here:
+        await here.add("a", site.server.grant())
+        assert isinstance(await here.claim("a"), Claim)
+    copy = site.take()
+    async with site.running() as here:
+        await here.refresh("a", times=2)
+        before = await here.stored("a")
+        site.restore(copy)
+
+        async def refreshed() -> bool:
+            try:
+                return await here.refresh("a") is None
+            except DatabaseUnavailableError:
+                return False
+
+        await eventually(refreshed, within=20)
+        assert await here.stored("a") > before
+        await goes_on(here, site.server)
+
+
 async def test_a_restore_while_a_request_is_on_its_way(
     site: Site,
 ) -> None:
@@ -255,6 +277,44 @@ async def test_strict_refreshes_wait_for_the_other_replica(
     assert site.server.reuses == []
 
 
+@pytest.mark.parametrize("is_swept", [False, True])
+async def test_a_claim_that_waited_for_the_database_is_held_back_too(
+    site: Site, *, is_swept: bool
+) -> None:
+    """While it waited the new incarnation was trusted, but for other replicas' newer replies."""
+    async with site.running() as here:
+        await here.add("a", site.server.grant())
+        due_at = "UPDATE refresh_schedule SET due_at = now()"
+        await here.database.execute(due_at)
+        async with here.database.transaction() as session:
+            await session.execute("SELECT 1 FROM provider_state FOR UPDATE")
+            claiming = asyncio.create_task(_swept(here) if is_swept else here.claim("a"))
+            await eventually(lambda: _is_waiting(here))
+            here.incarnations.hold_back(["acme"])
+        answer = await claiming
+        assert not isinstance(answer, Claim)
+        here.incarnations.hold_back(())
+        assert isinstance(await here.claim("a"), Claim)
+
+
+async def _swept(here: RefreshingReplica) -> Claim | None:
+    due = await here.refreshes.claim_due(
+        room={"acme": (1, 1000.0)},
+        owner="one",
+        hold=timedelta(minutes=2),
+        now=here.clock.now() + timedelta(seconds=1),
+    )
+    return next(iter(due.claims), None)
+
+
+async def _is_waiting(here: RefreshingReplica) -> bool:
+    return bool(
+        await here.database.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+        )
+    )
+
+
 async def test_an_incarnation_is_known_after_a_restart(
     site: Site,
 ) -> None:
@@ -267,7 +327,6 @@ async def test_an_incarnation_is_known_after_a_restart(
         await here.incarnations.beat()
         await goes_on(here, site.server)
         await here.incarnations.leave()
-        await here.incarnations.prune()
         assert await here.incarnations.is_known(await here.incarnations.current())
         (status,) = (await here.incarnations.standing(["a", "nobody"])).values()
         assert (status.status, status.generation) == (Status.ACTIVE, 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 
@@ -87,19 +86,6 @@ async def test_deliveries_are_queued_with_their_events(database: Database) -> No
     two = await history.after(0, limit=2)
     assert [row["event_id"] for row in rows] == [event.id for event in two]
     assert {(row["state"], row["next_at"]) for row in rows} == {("pending", START)}
-
-
-async def test_old_events_are_removed_in_batches(
-    database: Database, history: PostgresHistory
-) -> None:
-    """All that is older than the retention goes with its deliveries, the rest stays."""
-    delivering = PostgresHistory(database, EventRecorder(delivers=lambda: True))
-    await delivering.record(named(*(str(number) for number in range(12_000))))
-    await delivering.record([replace(CREATED, at=START + timedelta(hours=1))])
-    assert await history.prune(START + timedelta(minutes=1)) == 12_000
-    assert len(await history.after(0, limit=100)) == 1
-    assert await database.fetchval("SELECT count(*) FROM webhook_deliveries") == 1
-    assert await history.prune(START + timedelta(minutes=1)) == 0
 
 
 class Writer:

@@ -20,6 +20,7 @@ from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.reply import RawReply
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.journal import RESERVATION, Journal
+from daemon.persistence.journal_mark import read_mark
 from daemon.persistence.segments import Kind, Record, Segment, encode, segment_files
 
 MARK = "tw-canary-refresh-token"
@@ -37,6 +38,8 @@ ENTRY = JournaledReply(
         body=b'{"refresh_token": "' + MARK.encode() + b'"}\xff\x00',
     ),
 )
+
+LARGE = RawReply(status=200, headers={}, body=b"x" * 20_000)
 
 
 def journal_in(directory: Path, *, key: bytes = b"k" * 32, size: int = 4 * RESERVATION) -> Journal:
@@ -63,8 +66,15 @@ async def test_a_kept_reply_is_there_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_a_reply_keeps_what_a_later_disconnect_is_judged_by(tmp_path: Path) -> None:
-    """The connection's epoch and the fields of the request come back with it."""
-    entry = replace(ENTRY, purpose=Purpose.EXCHANGE, epoch=3, fields={"region": "é \u2028"})
+    """The connection's epoch, the fields of the request and what the redirect said come back."""
+    entry = replace(
+        ENTRY,
+        purpose=Purpose.EXCHANGE,
+        epoch=3,
+        fields={"region": "é \u2028"},
+        caller="billing",
+        callback={"realmId": "4 é"},
+    )
     journal = journal_in(tmp_path)
     journal.open()
     await journal.keep(entry)
@@ -75,7 +85,7 @@ async def test_a_reply_keeps_what_a_later_disconnect_is_judged_by(tmp_path: Path
 
 
 async def test_segments_of_the_version_before_are_read(tmp_path: Path) -> None:
-    """What was kept without epoch and fields has none."""
+    """What was kept without epoch, fields and callback has none."""
     body = {
         "attempt": "attempt-1",
         "purpose": "refresh",
@@ -306,3 +316,97 @@ async def test_what_is_settled_is_still_there_for_a_day(tmp_path: Path) -> None:
     assert [entry.generation for entry in reopened.open()] == [19]
     assert [entry.generation async for entry in reopened.replies()] == expected
     await reopened.close()
+
+
+async def fill(journal: Journal, directory: Path, files: int) -> list[str]:
+    """Keep and settle replies until so many files were begun; return their attempts."""
+    attempts: list[str] = []
+    first = len(segment_files(directory))
+    while len(segment_files(directory)) < first + files:
+        attempt = f"attempt-{len(attempts)}"
+        async with journal.reserved():
+            await journal.keep(replace(ENTRY, attempt=attempt, reply=LARGE))
+        attempts.append(attempt)
+        await journal.settled(attempt)
+    return attempts
+
+
+async def test_a_start_skips_files_in_which_all_is_settled(tmp_path: Path) -> None:
+    """Nothing is read of them, their keys are known all the same, and history still has them."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    attempts = await fill(journal, tmp_path / "journal", 4)
+    await journal.close()
+    files = segment_files(tmp_path / "journal")
+    content = files[0].read_bytes()
+    files[0].write_bytes(b"cannot be read" + content)
+    again = journal_in(tmp_path, key=b"o" * 32)
+    again.open()
+    assert again.keys.ids == {"k1"}
+    await again.close()
+    files[0].write_bytes(content)
+    again = journal_in(tmp_path)
+    assert again.open() == []
+    assert [entry.attempt async for entry in again.replies()] == attempts[::-1]
+    await again.close()
+
+
+async def test_what_is_not_settled_is_found_however_old_its_file(tmp_path: Path) -> None:
+    """The mark stops before it, and moves on once it is settled."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(replace(ENTRY, attempt="old"))
+    await fill(journal, tmp_path / "journal", 5)
+    await journal.close()
+    again = journal_in(tmp_path)
+    assert [entry.attempt for entry in again.open()] == ["old"]
+    assert read_mark(tmp_path / "journal").through == 0
+    await again.settled("old")
+    await fill(again, tmp_path / "journal", 3)
+    await again.close()
+    assert read_mark(tmp_path / "journal").through > 5
+
+
+async def test_a_reply_whose_key_is_missing_is_never_marked_as_settled(tmp_path: Path) -> None:
+    """It is pending again when the key is back."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(replace(ENTRY, attempt="old"))
+    await journal.close()
+    other = journal_in(tmp_path, key=b"o" * 32)
+    assert other.open() == []
+    await fill(other, tmp_path / "journal", 5)
+    await other.close()
+    again = journal_in(tmp_path)
+    assert "old" in [entry.attempt for entry in again.open()]
+    await again.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"through": "x", "keys": {}}', b"{}"])
+async def test_a_mark_that_cannot_be_read_marks_nothing(tmp_path: Path, content: bytes) -> None:
+    """Everything is read."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    await journal.keep(ENTRY)
+    await journal.close()
+    (tmp_path / "journal" / "settled").write_bytes(content)
+    again = journal_in(tmp_path)
+    assert again.open() == [ENTRY]
+    await again.close()
+
+
+async def test_numbers_are_not_used_again_below_the_mark(tmp_path: Path) -> None:
+    """Also where somebody has removed the files."""
+    journal = journal_in(tmp_path)
+    journal.open()
+    await fill(journal, tmp_path / "journal", 5)
+    await journal.close()
+    for path in segment_files(tmp_path / "journal"):
+        path.unlink()
+    again = journal_in(tmp_path)
+    again.open()
+    await again.keep(ENTRY)
+    await again.close()
+    once_more = journal_in(tmp_path)
+    assert once_more.open() == [ENTRY]
+    await once_more.close()

@@ -16,9 +16,10 @@ import pytest
 from daemon.config.settings import EncryptionKey
 from daemon.domain.clock import SystemClock, system_entropy
 from daemon.domain.errors import KeyringError
+from daemon.persistence.agreement import KeyAgreement
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.dialing import TimelyConnection, hang_up
-from daemon.persistence.keyring import Keyring, find_keyring, known_keys, open_keyring, verify
+from daemon.persistence.keyring import Keyring, find_keyring, open_keyring, stored_keys
 from daemon.persistence.migrations import bundled, migrate
 from daemon.persistence.postgres import Database
 
@@ -121,44 +122,66 @@ async def connected(url: str) -> AsyncIterator[TimelyConnection]:
         await hang_up(connection)
 
 
-async def check(connection: TimelyConnection, *keys: EncryptionKey) -> tuple[str, ...]:
-    """Verify ``keys`` as the daemon does at start."""
-    cipher = TokenCipher(keys, entropy=system_entropy)
-    return await verify(connection, Keyring(keys=keys), cipher)
+async def join(
+    connection: TimelyConnection, *keys: EncryptionKey, owner: str = "one"
+) -> tuple[str, ...]:
+    """Join the others with ``keys`` as a daemon does at its start; return the keys in use."""
+    agreement = KeyAgreement(
+        Keyring(keys=keys),
+        TokenCipher(keys, entropy=system_entropy),
+        owner=owner,
+        journal_keys=frozenset,
+        clock=SystemClock(),
+        entropy=system_entropy,
+    )
+    await agreement.join(connection)
+    return tuple(sorted((await stored_keys(connection)).in_use))
 
 
 async def test_each_key_leaves_a_canary_once(database_url: str) -> None:
     """New keys are added, known ones found, and a rotation keeps the old one required."""
     async with connected(database_url) as connection:
-        assert await check(connection, A) == ("A",)
-        assert await check(connection, A) == ()
-        assert await check(connection, B, A) == ("B",)
-        assert await known_keys(connection) == ("A", "B")
+        assert await join(connection, A) == ("A",)
+        assert await join(connection, A) == ("A",)
+        assert await join(connection, B, A) == ("A", "B")
+        assert list((await stored_keys(connection)).canaries) == ["A", "B"]
         with pytest.raises(KeyringError, match="not at hand: A"):
-            await check(connection, B)
+            await join(connection, B)
+
+
+async def test_a_key_that_was_announced_only_binds_nobody(database_url: str) -> None:
+    """A replica that has a further key does not stop one that does not from starting again."""
+    async with connected(database_url) as connection:
+        assert await join(connection, A, B, owner="one") == ("A",)
+        assert await join(connection, A, owner="two") == ("A",)
 
 
 @pytest.mark.parametrize("keys", [(B,), (EncryptionKey(id="A", secret=B.secret),), (C, B)])
 async def test_wrong_keys_touch_nothing(database_url: str, keys: tuple[EncryptionKey, ...]) -> None:
     """A missing or wrong key is refused and not one row changes."""
+    tables = ("encryption_keys", "replica_keys")
     async with connected(database_url) as connection:
-        await check(connection, A)
-        before = await connection.fetch("SELECT xmin, * FROM encryption_keys")
+        await join(connection, A)
+        before = [await connection.fetch(f"SELECT xmin, * FROM {table}") for table in tables]
         with pytest.raises(KeyringError):
-            await check(connection, *keys)
-        assert await connection.fetch("SELECT xmin, * FROM encryption_keys") == before
+            await join(connection, *keys, owner="two")
+        assert before == [
+            await connection.fetch(f"SELECT xmin, * FROM {table}") for table in tables
+        ]
 
 
 async def test_two_daemons_with_keys_of_their_own_do_not_mix(database_url: str) -> None:
     """Of two that find the database empty at once, the second is refused."""
     async with connected(database_url) as one, connected(database_url) as other:
-        found = await asyncio.gather(check(one, A), check(other, B), return_exceptions=True)
+        found = await asyncio.gather(
+            join(one, A, owner="one"), join(other, B, owner="two"), return_exceptions=True
+        )
         assert sorted(isinstance(result, KeyringError) for result in found) == [False, True]
-        assert len(await known_keys(one)) == 1
+        assert len((await stored_keys(one)).canaries) == 1
 
 
 async def test_two_daemons_with_one_key_both_start(database_url: str) -> None:
     """Of two that bring the same new key at once, both pass and one canary is left."""
     async with connected(database_url) as one, connected(database_url) as other:
-        found = await asyncio.gather(check(one, A), check(other, A))
-        assert sorted(found) == [(), ("A",)]
+        found = await asyncio.gather(join(one, A, owner="one"), join(other, A, owner="two"))
+        assert list(found) == [("A",), ("A",)]

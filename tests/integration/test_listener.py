@@ -10,6 +10,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,8 @@ from daemon.domain.errors import ConfigurationError, DatabaseUnavailableError, P
 from daemon.sidecar.guard import connection_id_from
 from daemon.sidecar.listener import BeforeRouter, Listener
 from daemon.sidecar.problems import error_middleware
-from daemon.sidecar.protocol import Limits, peer_uid
+from daemon.sidecar.protocol import awaiting_body, peer_uid
+from daemon.sidecar.room import Limits
 from daemon.sidecar.sockets import bind_unix_socket
 from tests.support.raw_client import RawClient
 from tests.support.waiting import until
@@ -55,11 +57,16 @@ class Probe:
         self.cancelled = 0
         self.go_on = asyncio.Event()
 
+    def has_entered(self, times: int) -> bool:
+        """Tell whether so many requests have come to their handlers."""
+        return self.entered == times
+
     def app(self) -> web.Application:
         """Return an application of its own, as a listener needs."""
         app = web.Application(middlewares=[error_middleware(system_entropy)])
         app.router.add_get("/", self._hello)
         app.router.add_post("/", self._hello)
+        app.router.add_post("/read", self._read)
         app.router.add_get("/wait", self._wait)
         app.router.add_get("/big", self._big)
         app.router.add_get("/fail", self._fail)
@@ -75,6 +82,11 @@ class Probe:
     async def _hello(self, request: web.Request) -> web.Response:
         self.entered += 1
         return web.Response(text=request.query.get("n", "hello"))
+
+    async def _read(self, request: web.Request) -> web.Response:
+        self.entered += 1
+        with awaiting_body(request):
+            return web.Response(body=await request.read())
 
     async def _wait(self, request: web.Request) -> web.Response:
         del request
@@ -289,18 +301,22 @@ def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
 
 
 def test_beyond_its_connections_a_listener_closes_at_once(run: Run) -> None:
-    """A connection too many is closed without an answer; one that leaves makes room; told once."""
+    """Where all are being answered, one too many is closed without an answer; told once."""
 
     async def scenario() -> None:
-        async with _listening(Probe(), Limits(connections=10)) as (listener, port):
+        probe = Probe()
+        async with _listening(probe, Limits(connections=10)) as (listener, port):
             callers = [await RawClient.connect(port) for _ in range(10)]
             for caller in callers:
-                assert (await caller.ask("/")).status == 200
+                caller.request("/wait")
+            await until(lambda: probe.entered == 10)
             for _ in range(5):
                 async with await RawClient.connect(port) as refused:
                     assert await refused.closed() == b""
             assert listener.connections == 10
-            assert (await callers[0].ask("/")).status == 200
+            probe.go_on.set()
+            for caller in callers:
+                assert (await caller.answer()).status == 200
             await callers.pop().leave()
             await until(lambda: listener.connections == 9)
             async with await RawClient.connect(port) as welcome:
@@ -310,7 +326,101 @@ def test_beyond_its_connections_a_listener_closes_at_once(run: Run) -> None:
 
     with structlog.testing.capture_logs() as lines:
         run(scenario())
+    assert [(line["event"], line["dropped"]) for line in lines] == [("listener_full", 0)]
+
+
+def test_who_says_nothing_gives_way_first(run: Run) -> None:
+    """In a full listener those that have sent no head give way, the oldest first, in parts."""
+
+    async def scenario() -> None:
+        probe = Probe()
+        async with _listening(probe, Limits(connections=32)) as (listener, port):
+            known = [await RawClient.connect(port) for _ in range(2)]
+            for caller in known:
+                assert (await caller.ask("/")).status == 200
+            silent = [await RawClient.connect(port) for _ in range(30)]
+            await until(lambda: listener.connections == 32)
+            silent[0].send("GET / HTTP/1.1\r\nHo")
+            async with await RawClient.connect(port) as new:
+                assert (await new.ask("/")).status == 200
+                for gone in silent[:2]:
+                    assert await gone.closed() == b""
+                assert listener.connections == 31
+                for caller in (*known, silent[2], silent[29]):
+                    assert (await caller.ask("/")).status == 200
+            for caller in (*known, *silent):
+                await caller.leave()
+            await until(lambda: listener.connections == 0)
+
+    with structlog.testing.capture_logs() as lines:
+        run(scenario())
+    assert [(line["event"], line["dropped"]) for line in lines] == [("listener_full", 2)]
+
+
+def test_a_body_that_does_not_come_gives_way(run: Run) -> None:
+    """Who sends a head and then holds the body back is as idle as who sends nothing."""
+
+    async def scenario() -> None:
+        probe = Probe()
+        async with _listening(probe, Limits(connections=8)) as (listener, port):
+            stalled = [await RawClient.connect(port) for _ in range(8)]
+            for place, caller in enumerate(stalled, start=1):
+                caller.send("POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx")
+                # In this order.
+                await until(partial(probe.has_entered, place))
+            async with await RawClient.connect(port) as new:
+                assert (await new.ask("/")).status == 200
+                assert await stalled[0].closed() == b""
+                stalled[7].send("12345678")
+                assert (await stalled[7].answer()).body == b"x12345678"
+            for caller in stalled:
+                await caller.leave()
+            await until(lambda: listener.connections == 0)
+
+    with structlog.testing.capture_logs() as lines:
+        run(scenario())
     assert [line["event"] for line in lines] == ["listener_full"]
+
+
+def test_the_idlest_caller_gives_way_last(run: Run) -> None:
+    """Where all have been answered before, one whose last answer is the oldest is closed."""
+
+    async def scenario() -> None:
+        async with _listening(Probe(), Limits(connections=4)) as (_, port):
+            callers = [await RawClient.connect(port) for _ in range(4)]
+            for caller in (*callers, callers[0]):
+                assert (await caller.ask("/")).status == 200
+                await _pass(0.01)
+            async with await RawClient.connect(port) as new:
+                assert (await new.ask("/")).status == 200
+                assert await callers[1].closed() == b""
+                for caller in (callers[0], *callers[2:]):
+                    assert (await caller.ask("/")).status == 200
+            for caller in callers:
+                await caller.leave()
+
+    run(scenario())
+
+
+def test_a_head_without_end_is_cut_by_its_size(run: Run) -> None:
+    """Long before its deadline: many fields, each short enough, are held in memory no further."""
+
+    async def scenario() -> None:
+        probe = Probe()
+        async with (
+            _listening(probe, Limits(head_size=4096, header_fields=100)) as (_, port),
+            await RawClient.connect(port) as caller,
+        ):
+            caller.send("GET / HTTP/1.1\r\nHost: a\r\n")
+            began = asyncio.get_running_loop().time()
+            for _ in range(3):
+                caller.send(f"X: {'y' * 2000}\r\n")
+                await _pass(0.02)
+            assert await caller.closed() == b""
+            assert asyncio.get_running_loop().time() - began < 4
+        assert probe.entered == 0
+
+    run(scenario())
 
 
 def test_idle_connections_do_not_disturb_others(run: Run) -> None:
@@ -567,6 +677,31 @@ def test_the_hook_is_asked_before_the_router(run: Run) -> None:
     with structlog.testing.capture_logs() as lines:
         run(scenario())
     assert KEY not in repr(lines)
+
+
+def test_stopping_does_not_wait_for_who_says_nothing(run: Run) -> None:
+    """Whoever has not sent a whole head is cut before anybody else is waited for."""
+
+    async def scenario() -> None:
+        probe = Probe()
+        async with (
+            _listening(probe, Limits(shutdown_grace=10.0)) as (listener, port),
+            await RawClient.connect(port) as silent,
+            await RawClient.connect(port) as slow,
+            await RawClient.connect(port) as busy,
+        ):
+            slow.send("GET / HTTP/1.1\r\nHo")
+            busy.request("/wait")
+            await until(lambda: probe.entered == 1 and listener.connections == 3)
+            stopping = asyncio.create_task(listener.stop())
+            assert await silent.closed() == b""
+            assert await slow.closed() == b""
+            assert not stopping.done()
+            probe.go_on.set()
+            assert (await busy.answer()).body == b"done"
+            await stopping
+
+    run(scenario())
 
 
 def test_stopping_lets_requests_in_flight_finish(run: Run) -> None:

@@ -11,9 +11,10 @@ import pytest
 from daemon.domain.clock import SystemClock, system_entropy
 from daemon.domain.errors import DatabaseUnavailableError, SchemaError, SchemaTooNewError
 from daemon.persistence.dialing import TimelyConnection, hang_up
-from daemon.persistence.migrations import Migration, bundled, migrate, parse, pending
+from daemon.persistence.migrations import Migration, applied, bundled, migrate, parse, pending
 from daemon.persistence.postgres import Database
 from tests.support.clocks import HastyClock
+from tests.support.polling import eventually
 
 CLOCK = HastyClock()
 
@@ -142,6 +143,82 @@ async def test_a_migration_may_outlast_the_statement_limit(database_url: str) ->
     async with connected(database_url) as connection:
         await connection.execute("SET statement_timeout = '50ms'")
         assert await migrate(connection, (SLOW,), clock=CLOCK) == (SLOW,)
+
+
+INDEX = parse(
+    "0002_index.sql",
+    b"-- major: 1\n-- transaction: none\nDROP INDEX CONCURRENTLY IF EXISTS i;\n"
+    b"CREATE INDEX CONCURRENTLY i ON a (id);\n",
+)
+UNIQUE = parse("0002_index.sql", INDEX.sql.replace("CREATE INDEX", "CREATE UNIQUE INDEX").encode())
+IS_VALID = "SELECT bool_and(indisvalid) FROM pg_index WHERE indrelid = 'a'::regclass"
+
+
+async def test_an_index_is_built_beside_the_work(database_url: str) -> None:
+    """Outside a transaction, while another transaction has written to the table and goes on."""
+    async with connected(database_url) as connection, connected(database_url) as writer:
+        await migrate(connection, (FIRST,), clock=CLOCK)
+        async with writer.transaction():
+            await writer.execute("INSERT INTO a VALUES (1)")
+            building = asyncio.create_task(migrate(connection, (FIRST, INDEX), clock=CLOCK))
+            await until_it_waits(writer)
+            # It waits for this transaction, and this transaction not for it.
+            await writer.execute("INSERT INTO a VALUES (2)")
+            assert not building.done()
+        assert await building == (INDEX,)
+        assert await connection.fetchval(IS_VALID)
+        assert await connection.fetchval("SHOW statement_timeout") == "10s"
+
+
+async def test_an_index_that_fails_half_way_is_built_anew(database_url: str) -> None:
+    """What a failure left behind is dropped by the next try, and nothing is noted before that."""
+    async with connected(database_url) as connection:
+        await migrate(connection, (FIRST,), clock=CLOCK)
+        await connection.execute("INSERT INTO a VALUES (1), (1)")
+        with pytest.raises(SchemaError, match="could not create unique index"):
+            await migrate(connection, (FIRST, UNIQUE), clock=CLOCK)
+        assert await connection.fetchval(IS_VALID) is False
+        assert len(await applied(connection)) == 1
+        assert await migrate(connection, (FIRST, INDEX), clock=CLOCK) == (INDEX,)
+        assert await connection.fetchval(IS_VALID) is True
+
+
+async def test_a_migration_does_not_queue_before_the_traffic(database_url: str) -> None:
+    """It gives up on a table that is held, lets others pass, and comes back when it is free."""
+    async with (
+        connected(database_url) as connection,
+        connected(database_url) as reader,
+        connected(database_url) as third,
+    ):
+        await migrate(connection, (FIRST,), clock=CLOCK)
+        async with reader.transaction():
+            await reader.execute("SELECT * FROM a")
+            migrating = asyncio.create_task(migrate(connection, (FIRST, SECOND), clock=CLOCK))
+            await until_it_waits(third)
+            # Behind a migration that does not give up this would wait for as long as the reader.
+            await third.execute("SELECT * FROM a")
+            assert not migrating.done()
+        assert await migrating == (SECOND,)
+
+
+async def test_a_migration_says_what_it_waits_for(database_url: str) -> None:
+    """After its patience it names the remedy, nothing of it is left, and it may be tried again."""
+    async with connected(database_url) as connection, connected(database_url) as reader:
+        await migrate(connection, (FIRST,), clock=CLOCK)
+        async with reader.transaction():
+            await reader.execute("SELECT * FROM a")
+            with pytest.raises(DatabaseUnavailableError, match="oldest xact_start"):
+                await migrate(connection, (FIRST, SECOND), clock=CLOCK, patience=0.0)
+        assert await migrate(connection, (FIRST, SECOND), clock=CLOCK) == (SECOND,)
+
+
+async def until_it_waits(connection: TimelyConnection) -> None:
+    """Return when somebody waits for a lock."""
+
+    async def waits() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    await eventually(waits)
 
 
 # What a daemon of the first schema left behind: two connections, one with tokens, and a flow.

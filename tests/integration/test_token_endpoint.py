@@ -383,11 +383,14 @@ async def test_too_late_means_not_a_byte(outbound: Outbound) -> None:
         received.set_result(await reader.read())
         writer.close()
 
+    async def no() -> bool:
+        return False
+
     server = await asyncio.start_server(listen, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         reply = await outbound.post(
-            f"http://127.0.0.1:{port}/", {}, b"x", hard_timeout=AMPLE, may_send=lambda: False
+            f"http://127.0.0.1:{port}/", {}, b"x", hard_timeout=AMPLE, may_send=no
         )
         assert await received == b""
     assert reply == NoReply(sent=False, fault=Fault.LATE)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from tests.simulation import crashes
 from tests.simulation.mutants import MUTANTS
-from tests.simulation.plan import STRICT, plan_of
+from tests.simulation.plan import plan_of
 from tests.simulation.provider_model import Profile
 from tests.simulation.results import Result, silent_logs
 from tests.simulation.run import run
@@ -76,7 +76,7 @@ def _crash_everywhere(report: Report) -> None:
             for is_power in (False, True):
                 found = crashes.single(profile, machines=machines, is_power=is_power)
                 _add_all(report, profile, found)
-    for profile in (STRICT, crashes.profiles()[2]):
+    for profile in crashes.pair_profiles():
         _add_all(report, profile, crashes.pairs(profile))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from daemon.config.settings import EncryptionKey
 from tests.simulation.disk_model import Disk
 from tests.simulation.loop import Life
 from tests.simulation.machines import Machine
@@ -20,16 +22,21 @@ if TYPE_CHECKING:
 _STEPS_OF_AN_ATTEMPT = 90
 # Seconds from a claim to an attempt's end.
 _SECONDS_OF_AN_ATTEMPT = 0.8
+# Of those purged.
+_MADE_ANEW = 0.7
+# Seconds that a failover lasts at which people press, and how often they do.
+_LONGEST_PRESSED = 4.0
+_PRESSED_TIMES = 12
 
 
 def act(simulation: Simulation, action: Action) -> None:
     """Bring a fault about, now or in the middle of the machine's next attempt."""
     machine = simulation.machines[action.machine]
     do = _ACTS[action.kind]
-    if not action.kind.value.endswith("soon"):
-        _do(simulation, action, do)
-    elif action.kind in _BY_STEPS:
+    if action.kind is Kind.OVERTAKEN or action.kind in _BY_STEPS:
         simulation.arm(machine, partial(_do, simulation, action, do))
+    elif not action.kind.value.endswith("soon"):
+        _do(simulation, action, do)
     else:
         later = action.size * _SECONDS_OF_AN_ATTEMPT
         soon = partial(simulation.loop.outside, later, _do, simulation, action, do)
@@ -143,6 +150,23 @@ def _failover(simulation: Simulation, action: Action, machine: Machine) -> None:
     simulation.database.fail_over(simulation.chance)
 
 
+def _pressed_failover(simulation: Simulation, action: Action, machine: Machine) -> None:
+    lasts = min(action.lasts, _LONGEST_PRESSED)
+    _failover(simulation, replace(action, lasts=lasts), machine)
+    for _ in range(_PRESSED_TIMES):
+        at = simulation.chance.uniform(-1.0, 3.0) + lasts
+        simulation.loop.outside(max(0.0, at), _press, simulation)
+
+
+def _press(simulation: Simulation) -> None:
+    """Let a person ask for a refresh now, wherever one can."""
+    nodes = list(simulation.nodes.values())
+    if nodes and not simulation.are_faults_over:
+        node = simulation.chance.choice(nodes)
+        name = simulation.chance.choice(sorted(simulation.rows.rows) or ["c0"])
+        simulation.loop.start(node.life, node.force(name), "force")
+
+
 def _provider_outage(simulation: Simulation, action: Action, machine: Machine) -> None:
     del machine
     network = simulation.network
@@ -213,9 +237,42 @@ def _drain(simulation: Simulation, action: Action, machine: Machine) -> None:
 
 def _revoke(simulation: Simulation, action: Action, machine: Machine) -> None:
     del machine
-    value = simulation.rows.rows[f"c{action.connection}"].tokens.refresh_token
+    row = simulation.rows.rows.get(f"c{action.connection}")
+    value = None if row is None else row.tokens.refresh_token
     if value is not None:
         simulation.provider.revoke(value, by_user=True)
+
+
+def _purge(simulation: Simulation, action: Action, machine: Machine) -> None:
+    node = _some_node(simulation, action, machine)
+    name = f"c{action.connection}"
+    if node is None:
+        return
+    simulation.loop.start(node.life, node.purge(name), "purge")
+    if action.size < _MADE_ANEW:
+        simulation.loop.outside(action.lasts, _make_anew, simulation, action, machine)
+
+
+def _make_anew(simulation: Simulation, action: Action, machine: Machine) -> None:
+    node = _some_node(simulation, action, machine)
+    name = f"c{action.connection}"
+    if node is not None and not simulation.are_faults_over:
+        simulation.loop.start(
+            node.life, node.create(name, partial(simulation.imported, name)), "create"
+        )
+
+
+def _add_key(simulation: Simulation, action: Action, machine: Machine) -> None:
+    del action, machine
+    keys = simulation.world.keys
+    secret = bytes([len(keys)]) * 32
+    keys.insert(0, EncryptionKey(id=f"k{len(keys) + 1}", secret=secret))
+
+
+def _overtake(simulation: Simulation, action: Action, machine: Machine) -> None:
+    """The claim is taken over, and a sweep has sent for it, before the request arrives."""
+    behind = simulation.plan.hold + 15.0 + action.size * 60.0
+    simulation.network.overtaken[machine.name] = behind
 
 
 _BY_STEPS = frozenset(
@@ -256,5 +313,9 @@ _ACTS: Mapping[Kind, Callable[[Simulation, Action, Machine], None]] = MappingPro
         Kind.DRAIN: _drain,
         Kind.DRAIN_SOON: _drain,
         Kind.REVOKED_BY_USER: _revoke,
+        Kind.PURGE_SOON: _purge,
+        Kind.NEW_KEY: _add_key,
+        Kind.PRESSED_FAILOVER: _pressed_failover,
+        Kind.OVERTAKEN: _overtake,
     }
 )

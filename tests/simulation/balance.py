@@ -11,7 +11,8 @@ from tests.simulation.provider_model import Family
 from tests.support.memory_refreshes import MemoryRow
 
 _TOKEN = re.compile(rb"[AR]T-F[0-9]+-[0-9]")
-_TERMINAL = frozenset({Status.DISCONNECTED, Status.REAUTHORIZATION_REQUIRED})
+_GIVEN_UP = Status.REAUTHORIZATION_REQUIRED
+_TERMINAL = frozenset({Status.DISCONNECTED, _GIVEN_UP})
 
 
 def is_at_rest(books: Books) -> bool:
@@ -44,6 +45,9 @@ def _check_stored(books: Books, row: MemoryRow, value: str) -> None:
     if row.status is Status.REAUTHORIZATION_REQUIRED:
         _check_dead(books, row, family)
         return
+    if family.is_displaced(value):
+        _check_displaced(books, row, family)
+        return
     if family.accepts(value, books.now()) or family.revoked_by_user:
         return
     excuse = _excuse(books, family)
@@ -55,6 +59,9 @@ def _check_stored(books: Books, row: MemoryRow, value: str) -> None:
 def _check_dead(books: Books, row: MemoryRow, family: Family) -> None:
     """A person is asked only where the grant has really ended, and is told why."""
     code = "" if row.last_error is None else row.last_error.code
+    if family.is_alive and family.is_displaced(row.tokens.refresh_token or ""):
+        _check_displaced(books, row, family)
+        return
     if family.is_alive:
         books.trace.fail("PO3", f"{row.id} is given up ({code}) and its grant lives")
     if family.revoked_by_user and not family.reused:
@@ -69,6 +76,18 @@ def _check_dead(books: Books, row: MemoryRow, family: Family) -> None:
     is_news = excuse == LATE or books.has_failed_over
     if code != "reply_lost" and not is_news:
         books.trace.fail("PO3", f"{row.id}: a lost reply is reported as {code}")
+
+
+def _check_displaced(books: Books, row: MemoryRow, family: Family) -> None:
+    """Another successor is the one in force: it is kept as an orphan, or it is known why not."""
+    newest = family.replies[-1]
+    if newest.refresh_token in books.orphaned and row.status is not _GIVEN_UP:
+        books.trace.count("end: an orphan is the one in force")
+        return
+    excuse = books.excused.get(family.name) or books.excuse(newest, books.now())
+    if excuse is None:
+        books.trace.fail("PO3", f"{row.id}: {newest.refresh_token} is in force and not kept")
+    books.trace.count(f"excused at the end: passed over, {excuse}")
 
 
 def _excuse(books: Books, family: Family) -> str | None:
@@ -99,6 +118,8 @@ def _check_revocations(books: Books) -> None:
             is_safe = reply.was_stored or (
                 reply.kept_on is not None and reply.kept_volume == reply.kept_on.volume
             )
+            if token.is_displaced:
+                continue
             if token.spent_at is None and is_safe and token.value not in books.revoked:
                 if reply.is_rolled_back or not family.is_alive:
                     continue

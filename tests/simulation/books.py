@@ -52,6 +52,7 @@ class Committed:
     owner: str
     take_over_at: float
     wall: datetime
+    is_forced: bool = False
     is_rolled_back: bool = False
 
 
@@ -74,10 +75,13 @@ class Books:
     rows: Mapping[str, MemoryRow] = field(default_factory=dict)
     revoked: set[str] = field(default_factory=set)
     orphaned: set[str] = field(default_factory=set)
+    adopted: set[str] = field(default_factory=set)
     claims: dict[str, Committed] = field(default_factory=dict)
     sends: dict[str, list[Send]] = field(default_factory=dict)
     replies: dict[str, Reply] = field(default_factory=dict)
     disconnected_at: dict[str, float] = field(default_factory=dict)
+    purged: set[str] = field(default_factory=set)
+    made_anew_at: dict[str, float] = field(default_factory=dict)
     known_ended: set[tuple[Life, str]] = field(default_factory=set)
     excused: dict[str, str] = field(default_factory=dict)
     on_claim: Callable[[str], None] = lambda _: None
@@ -88,10 +92,22 @@ class Books:
 
     # Claims and sends.
 
-    def claimed(self, claim: Claim, owner: str, *, take_over_at: float, wall: datetime) -> None:
+    def claimed(
+        self,
+        claim: Claim,
+        owner: str,
+        *,
+        take_over_at: float,
+        wall: datetime,
+        is_forced: bool = False,
+    ) -> None:
         """A claim was committed; ``wall`` is its owner's time when it was asked for."""
         self.claims[claim.attempt] = Committed(
-            claim=claim, owner=owner, take_over_at=take_over_at, wall=wall
+            claim=claim,
+            owner=owner,
+            take_over_at=take_over_at,
+            wall=wall,
+            is_forced=is_forced,
         )
         if claim.was_in_doubt:
             self.trace.count("branch: claimed in doubt")
@@ -104,16 +120,18 @@ class Books:
         name = claim.connection_id
         if now > committed.take_over_at:
             self.trace.fail("PO2", f"{name}: sent after its take-over time")
-        row = self.rows[name]
-        current = row.tokens.refresh_token
-        if current is not None and self._family(current) is self._family(value):
+        row = self.rows.get(name)
+        current = None if row is None else row.tokens.refresh_token
+        is_same = current is not None and self._family(current) is self._family(value)
+        if row is not None and is_same:
             if row.tokens.generation > claim.tokens.generation:
                 self.trace.fail("PO5", f"{name}: a newer generation is stored")
             if row.attempt != claim.attempt and not committed.is_rolled_back:
                 self.trace.fail("PO5", f"{name}: sent while another attempt is open")
         self._check_journal(value, claim.tokens.generation, machine)
-        # A clock that was set right since the claim makes nothing hasty.
-        self._check_haste(value, claim, max(committed.wall, machine.clock.now()))
+        # A clock that was set right since the claim makes nothing hasty; a person may be.
+        if not committed.is_forced:
+            self._check_haste(value, claim, max(committed.wall, machine.clock.now()))
         send = Send(attempt=claim.attempt, at=now)
         if self.sends.get(value) and not self._is_static(value):
             self.trace.count("branch: resend")
@@ -140,6 +158,10 @@ class Books:
         sends = self.sends.get(value)
         if not sends or sends[-1].is_unspent:
             return
+        before = self.claims.get(sends[-1].attempt)
+        if before is not None and before.is_rolled_back:
+            self.trace.count("excused haste: a failover has lost the claim")
+            return
         if self._family(value).profile.kind is not RotationKind.STRICT:
             return
         ends_at = claim.tokens.expires_at
@@ -165,6 +187,19 @@ class Books:
             self.trace.fail("PO2", f"{value}: reuse, though reply {spender.number} was safe")
         self.excused[self._family(value).name] = excuse
         self.trace.count(f"excused reuse: {excuse}")
+
+    def passed_over(self, value: str, now: float) -> None:
+        """The provider refuses a token, of whose grant a later reply is in force."""
+        family = self._family(value)
+        if not family.is_alive or not family.is_displaced(value):
+            return
+        self.trace.count("provider: passed over")
+        newest = family.replies[-1]
+        if newest.refresh_token in self.orphaned:
+            return
+        excuse = self.excuse(newest, now)
+        if excuse is not None:
+            self.excused[family.name] = excuse
 
     def excuse(self, reply: Reply, now: float) -> str | None:
         """Return where a reply was lost that nobody could help, ``None`` where it was not."""
@@ -267,6 +302,9 @@ class Books:
     def settling(self, settlements: Iterable[Settlement]) -> None:
         """A process asks for settlements: their tokens must be on a disk by now."""
         for settlement in settlements:
+            if settlement.adopts is not None and settlement.tokens is not None:
+                self.trace.count("branch: an orphan is adopted")
+                self.adopted.add(settlement.tokens.refresh_token or "")
             reply = self.replies.get(settlement.attempt)
             if settlement.tokens is None or reply is None or reply.is_refused_by_disk:
                 continue
@@ -276,11 +314,20 @@ class Books:
 
     def looked_at(self, statement: str) -> None:
         """A statement took effect: compare all rows with what they were."""
+        for name in [one for one in self._seen if one not in self.rows]:
+            self.trace.count("branch: purged")
+            self.purged.add(name)
+            self._ended(name)
+            del self._seen[name]
         for name, row in self.rows.items():
             before = self._seen.get(name)
             now = Seen(row.tokens, row.status, row.epoch)
             if before is not None and before != now:
                 self._compare(name, before, now, statement)
+            elif before is None and name in self.purged:
+                self.trace.count("branch: made anew")
+                self.made_anew_at[name] = self.now()
+                self._stored(name, now.tokens)
             self._seen[name] = now
 
     def rolled_back(self) -> None:
@@ -299,6 +346,9 @@ class Books:
             for family in self.provider.families:
                 if family.connection == name:
                     _roll_back(family, row.tokens)
+        for name in self.rows:
+            if name not in self._seen:
+                self._forget_disconnect(name)
         self._seen = {
             name: Seen(row.tokens, row.status, row.epoch) for name, row in self.rows.items()
         }
@@ -318,7 +368,9 @@ class Books:
 
     def _compare(self, name: str, before: Seen, now: Seen, statement: str) -> None:
         rise = now.tokens.generation - before.tokens.generation
-        if rise < 0 or (rise > 1 and not self.has_forgotten):
+        # What a process knows of higher generations is never gone below, also of one purged.
+        may_jump = self.has_forgotten or name in self.purged
+        if rise < 0 or (rise > 1 and not may_jump):
             self.trace.fail("PO4", f"{name}: generation moved by {rise} in {statement}")
         if now.epoch < before.epoch:
             self.trace.fail("PO9", f"{name}: an epoch went back in {statement}")
@@ -329,11 +381,15 @@ class Books:
             self.trace.fail("PO4", f"{name}: tokens changed within a generation")
         if before.status is not ended and now.status is ended:
             self.trace.count("branch: disconnected")
-            for family in self.provider.families:
-                if family.connection == name:
-                    self.disconnected_at.setdefault(family.name, self.now())
+            self._ended(name)
         if rise > 0:
             self._stored(name, now.tokens)
+
+    def _ended(self, name: str) -> None:
+        """Every grant of a connection that anybody knows of has ended."""
+        for family in self.provider.families:
+            if family.connection == name:
+                self.disconnected_at.setdefault(family.name, self.now())
 
     def _stored(self, name: str, tokens: TokenSet) -> None:
         reply = self.reply_of(tokens)
@@ -341,10 +397,14 @@ class Books:
             self.trace.fail("PO4", f"{name}: tokens stored that no provider gave")
         if reply.family.connection != name:
             self.trace.fail("PO4", f"{name}: tokens of {reply.family.connection} stored")
+        if reply.family.name in self.disconnected_at:
+            self.trace.fail("PO9", f"{name}: tokens of a grant that was disconnected are stored")
         reply.was_stored = True
         reply.is_rolled_back = False
-        spent = reply.family.tokens[reply.refresh_token].spent_at is not None
-        if spent and reply.family.profile.kind is RotationKind.STRICT:
+        spender = reply.family.spender(reply.refresh_token)
+        # What has spent it may be lost, and the database may have forgotten that it was stored.
+        is_known = spender is not None and self.excuse(spender, self.now()) is None
+        if is_known and reply.family.profile.kind is RotationKind.STRICT:
             self.trace.fail("PO4", f"{name}: a spent refresh token was stored")
 
     def ended_of(self, ids: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from functools import partial
 
 from tests.simulation.loop import Life
 from tests.simulation.machines import Machine
-from tests.simulation.plan import PROFILES, Plan
+from tests.simulation.plan import PROFILES, STRICT, Plan
 from tests.simulation.provider_model import Profile
 from tests.simulation.results import Result
 from tests.simulation.run import Mutant, Simulation
@@ -60,6 +60,11 @@ class CrashRun(Simulation):
 def profiles() -> Sequence[Profile]:
     """Return every profile once."""
     return tuple(dict.fromkeys(PROFILES))
+
+
+def pair_profiles() -> Sequence[Profile]:
+    """Return those for pairs: one that may not be asked again, and one that may for a while."""
+    return (STRICT, profiles()[2])
 
 
 def plan_for(profile: Profile, *, machines: int) -> Plan:

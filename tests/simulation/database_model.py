@@ -28,6 +28,9 @@ from tests.simulation.trace import Trace
 from tests.support.memory_refreshes import MemoryRefreshes, MemoryRow
 
 _T = TypeVar("_T")
+# dialing.py: so long a statement waits for the end of a reconnect, looking again so often.
+_ACQUIRES = 5.0
+_LOOKS_AGAIN = 0.25
 
 
 class StatementFault(Enum):
@@ -47,6 +50,7 @@ class Rows(MemoryRefreshes):
     def __init__(self, clock: MachineClock, books: Books) -> None:
         super().__init__(clock)
         self._books = books
+        self._created = 0
 
     async def abandoned(self, providers: Sequence[str], *, now: datetime) -> list[Abandoned]:
         """Return claims whose take-over time has passed; like PostgreSQL's only those due."""
@@ -54,9 +58,11 @@ class Rows(MemoryRefreshes):
         due = {one.id: one.due_at for one in self.rows.values()}
         return [one for one in found if (at := due[one.connection_id]) is not None and at <= now]
 
-    async def disconnect(self, name: str) -> CurrentToken:
-        """Erase a connection's tokens and queue them for revocation."""
-        row = self.rows[name]
+    async def disconnect(self, name: str) -> CurrentToken | None:
+        """Erase a connection's tokens and queue them for revocation; ``None``: it is not there."""
+        row = self.rows.get(name)
+        if row is None:
+            return None
         if row.status is not Status.DISCONNECTED:
             self.disowned.append((name, row.provider, row.tokens))
             self._take_orphans(row)
@@ -64,9 +70,29 @@ class Rows(MemoryRefreshes):
             row.take_over_at, row.failures = None, 0
         return (await self.current([name]))[0]
 
+    async def purge(self, name: str) -> None:
+        """Disconnect, and leave nothing of a connection."""
+        if name in self.rows:
+            await self.disconnect(name)
+            del self.rows[name]
+
+    async def create(self, name: str, make: Callable[[], MemoryRow]) -> bool:
+        """Import a connection, unless there is one; it cannot be taken for an earlier one."""
+        if name in self.rows:
+            return False
+        row = make()
+        self._created += 1
+        row.epoch = self._created * 1000
+        self.rows[row.id] = row
+        return True
+
     async def complete(self, completion: Completion) -> StoredAuthorization | NotStored:
         """Store the tokens of an authorization, as ``daemon.domain.completion`` decides."""
-        row = self.rows[completion.connection_id]
+        row = self.rows.get(completion.connection_id)
+        if row is None:
+            provider = completion.provider or ""
+            self.disowned.append((completion.connection_id, provider, completion.tokens))
+            return NotStored(reason=NotStoredReason.GONE)
         wanted, tokens = completion.only_after, completion.tokens
         if wanted is not None and wanted != row.tokens.generation:
             return NotStored(reason=NotStoredReason.SUPERSEDED)
@@ -90,7 +116,7 @@ class Rows(MemoryRefreshes):
                 epoch=row.epoch,
                 granted_at=row.granted_at,
             )
-            for row in map(self.rows.__getitem__, ids)
+            for row in (self.rows[one] for one in ids if one in self.rows)
         }
 
     def _was_disconnected(self, row: MemoryRow, completion: Completion) -> bool:
@@ -213,6 +239,17 @@ class DatabaseModel:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentStatement:
+    """A statement on its way; after ``give_up_at`` it does not wait for a reconnect any more."""
+
+    name: str
+    work: Callable[[Rows], Coroutine[Any, Any, Any]]
+    future: Any
+    fault: StatementFault | None
+    give_up_at: float
+
+
 @dataclass(kw_only=True)
 class Way:
     """One process's way to the database."""
@@ -238,21 +275,23 @@ class Way:
             self.machine.statement_faults += 1
             self.trace.count(f"fault: statement {fault.name.lower()}")
             self.trace.tell(self.life.name, f"{statement} {fault.name}")
+        give_up_at = self.loop.time() + _ACQUIRES
         latency = self.chance.uniform(0.0003, 0.02)
         if fault is StatementFault.LATE:
             self.loop.outside(latency, _fail, future)
             latency = self.chance.uniform(0.05, 8.0)
-        self.loop.outside(latency, self._effect, statement, work, future, fault)
+        sent = SentStatement(
+            name=statement, work=work, future=future, fault=fault, give_up_at=give_up_at
+        )
+        self.loop.outside(latency, self._effect, sent)
         answer: _T = await future
         return answer
 
-    def _effect(
-        self,
-        statement: str,
-        work: Callable[[Rows], Coroutine[Any, Any, _T]],
-        future: Any,
-        fault: StatementFault | None,
-    ) -> None:
+    def _effect(self, sent: SentStatement) -> None:
+        statement, work, future, fault = sent.name, sent.work, sent.future, sent.fault
+        if fault is None and self._is_away() and self.loop.time() < sent.give_up_at:
+            self.loop.outside(_LOOKS_AGAIN, self._effect, sent)
+            return
         if fault is StatementFault.LOST or self._is_away():
             self.machine.statement_faults += 1
             self.loop.outside(self.chance.uniform(0.0, 0.5), _fail, future)

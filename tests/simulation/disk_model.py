@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 _ZEROS = bytes(64)
+_PREALLOCATED = ".journal"
 
 
 class PowerGoneError(BaseException):
@@ -113,7 +114,17 @@ class DiskPath:
         """Return the content with zeros behind it."""
         if self.name not in self._disk.files:
             raise FileNotFoundError(self.name)
-        return bytes(self._disk.files[self.name].content) + _ZEROS
+        behind = _ZEROS if self.name.endswith(_PREALLOCATED) else b""
+        return bytes(self._disk.files[self.name].content) + behind
+
+    def write_bytes(self, content: bytes) -> None:
+        """Make the file what it is to be; nothing is synced."""
+        file = self._disk.create(self.name, 0.0)
+        file.content[:] = content
+
+    def replace(self, target: DiskPath) -> None:
+        """Give the file another's name."""
+        self._disk.files[target.name] = self._disk.files.pop(self.name)
 
     def stat(self) -> Stat:
         """Return size and time."""

@@ -41,9 +41,15 @@ class Exchanging:
         self, name: str, grant: Callable[[], RawReply]
     ) -> tuple[Connection, TokenSet] | None:
         """Run it; ``None`` where nothing is stored, or nobody knows yet."""
-        provider = self._world.providers[self._world.books.rows[name].provider]
+        row = self._world.books.rows.get(name)
+        if row is None:
+            return None
+        provider = self._world.providers[row.provider]
         try:
-            generation, epoch = await self._store.begin(name)
+            begun = await self._store.begin(name)
+            if begun is None:
+                return None
+            generation, epoch = begun
             async with self._journal.reserved():
                 entry = await self._exchanged(
                     name, provider, generation=generation, epoch=epoch, grant=grant

@@ -95,8 +95,9 @@ class SimulatedJournal(Journal):
         return self._disk.owner
 
     def _new_segment(self, at_least: int = 0) -> Segment:
-        names = sorted(self._disk.files)
-        number = int(names[-1].split(".")[0]) + 1 if names else 1
+        names = sorted(name for name in self._disk.files if name.endswith(".journal"))
+        newest = int(names[-1].split(".")[0]) if names else 0
+        number = max(newest, self._marked) + 1
         return DiskSegment(
             self._disk, number, max(self._segment_size, at_least), self._machine.clock
         )

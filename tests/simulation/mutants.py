@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from daemon.domain.claim import Claim, ClaimState, DueClaims, Refusal, Settled, Settlement
+from daemon.domain.claim import Claim, ClaimState, DueClaims, Orphan, Refusal, Settled, Settlement
 from daemon.domain.claimable import Wanted
 from daemon.domain.connection import Status
 from daemon.domain.journal import JournaledReply
 from daemon.domain.provider import Rotation, RotationKind
 from daemon.domain.reply import NoReply, RawReply
+from daemon.oauth.outbound import MaySend
 from daemon.persistence.cipher import TokenCipher
 from daemon.refresh import policy
 from daemon.refresh.reading import Reading, TokenReader
@@ -147,7 +148,7 @@ class LateSession(ProcessSession):
         body: bytes,
         *,
         hard_timeout: float,
-        may_send: Callable[[], bool] | None = None,
+        may_send: MaySend | None = None,
     ) -> RawReply | NoReply:
         """Send."""
         del may_send
@@ -166,8 +167,8 @@ class Unfenced(Rows):
     """A settlement is written whatever the row says meanwhile."""
 
     def _settle(self, settlement: Settlement) -> Settled:
-        row = self.rows[settlement.connection_id]
-        if row.status is not Status.DISCONNECTED:
+        row = self.rows.get(settlement.connection_id)
+        if row is not None and row.status is not Status.DISCONNECTED:
             row.attempt, row.state = settlement.attempt, ClaimState.SENDING
             row.tokens = replace(row.tokens, generation=settlement.generation)
         return super()._settle(settlement)
@@ -177,8 +178,8 @@ class DisconnectsWithoutFence(Rows):
     """A settlement is written into a connection that was disconnected."""
 
     def _settle(self, settlement: Settlement) -> Settled:
-        row = self.rows[settlement.connection_id]
-        if row.status is Status.DISCONNECTED:
+        row = self.rows.get(settlement.connection_id)
+        if row is not None and row.status is Status.DISCONNECTED:
             row.status, row.state, row.attempt = Status.ACTIVE, ClaimState.SENDING, None
             row.attempt = settlement.attempt
         return super()._settle(settlement)
@@ -203,8 +204,18 @@ class ClaimsOpenAttempts(Rows):
 
     def _free(self, names: Sequence[str]) -> None:
         for name in names:
-            if self.rows[name].state is ClaimState.SENDING:
-                self.rows[name].state = ClaimState.IN_DOUBT
+            row = self.rows.get(name)
+            if row is not None and row.state is ClaimState.SENDING:
+                row.state = ClaimState.IN_DOUBT
+
+
+class ForgetsOrphans(Rows):
+    """Gives a grant up without a look at what came late."""
+
+    async def newest_orphan(self, connection_id: str) -> Orphan | None:
+        """Return nothing."""
+        del connection_id
+        return None
 
 
 MUTANTS = (
@@ -221,4 +232,5 @@ MUTANTS = (
     Mutant(name="serve without a look at the expiry", node=ServesExpired),
     Mutant(name="disconnect does not fence", rows=DisconnectsWithoutFence),
     Mutant(name="send after the deadline", node=SendsLate),
+    Mutant(name="orphans are forgotten", rows=ForgetsOrphans),
 )

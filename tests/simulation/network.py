@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import random  # noqa: TID251 - a simulation's chance is its seed
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from urllib.parse import parse_qs
 
 import orjson
 
 from daemon.domain.reply import Fault, NoReply, RawReply
+from daemon.oauth.outbound import MaySend
+from daemon.oauth.patience import patience
 from tests.simulation.books import Books, Send
 from tests.simulation.loop import Life, SimulatedLoop
 from tests.simulation.machines import Machine
@@ -78,7 +80,9 @@ _WIRE_LOSSES = {
 
 @dataclass(kw_only=True)
 class Network:
-    """What all requests share. ``outages`` counts what keeps the provider away now."""
+    """What all requests share. ``outages`` counts what keeps the provider away now, ``overtaken``
+    has by machine by how many seconds its next request comes late, with its sender standing still.
+    """
 
     loop: SimulatedLoop
     provider: ProviderModel
@@ -88,15 +92,22 @@ class Network:
     lifetime: float
     fault: Callable[[], RequestFault | None]
     outages: int = 0
+    overtaken: dict[str, float] = field(default_factory=dict)
 
-    def process(self, value: str, fault: RequestFault | None) -> tuple[RawReply, Reply | None]:
+    def process(
+        self, value: str, fault: RequestFault | None, *, is_late: bool
+    ) -> tuple[RawReply, Reply | None]:
         """Let the provider answer a refresh request (RFC 6749 5)."""
         now = self.loop.time()
         reply, is_reuse = self.provider.refresh(value, lifetime=self.lifetime, now=now)
         if is_reuse:
             self.trace.tell("provider", f"REUSE of {value}")
             self.trace.count("provider: reuse")
-            self.books.reused(value, now, is_late=fault is RequestFault.PROCESSED_LATE)
+            self.books.reused(value, now, is_late=is_late)
+        elif reply is None:
+            self.books.passed_over(value, now)
+        elif value in self.books.adopted:
+            self.trace.count("branch: an orphan was good")
         if reply is None:
             self.trace.tell("provider", f"invalid_grant for {value}")
             self.trace.count("provider: invalid_grant")
@@ -115,6 +126,7 @@ class Exchange:
     fault: RequestFault | None
     send: Send
     answer: asyncio.Future[tuple[RawReply, Reply | None] | None]
+    is_overtaken: bool = False
 
     def arrive(self) -> None:
         """Let the request reach the provider."""
@@ -126,7 +138,8 @@ class Exchange:
             self.send.is_unspent = fault in _SAYS_UNSPENT
             network.loop.outside(way_back, self._tell, (_NOT_PROCESSED[fault], None))
         else:
-            told = network.process(self.value, fault)
+            is_late = fault is RequestFault.PROCESSED_LATE or self.is_overtaken
+            told = network.process(self.value, fault, is_late=is_late)
             if fault is RequestFault.DROPPED_AFTER:
                 network.loop.outside(way_back, self._tell, None)
             elif fault is RequestFault.ERROR_AFTER:
@@ -158,7 +171,7 @@ class ProcessSession:
         body: bytes,
         *,
         hard_timeout: float,
-        may_send: Callable[[], bool] | None = None,
+        may_send: MaySend | None = None,
     ) -> RawReply | NoReply:
         """Send once."""
         del url, headers
@@ -169,13 +182,17 @@ class ProcessSession:
             network.trace.count(f"fault: request {fault.name.lower()}")
         if not await self._connected(fault, hard_timeout):
             return NoReply(sent=False, fault=Fault.CONNECT)
-        if may_send is not None and not may_send():
+        if may_send is not None and not await may_send():
             network.trace.count("branch: too late to send")
             return NoReply(sent=False, fault=Fault.LATE)
         value = parse_qs(body.decode())["refresh_token"][0]
-        exchange = self._leave(value, fault, hard_timeout)
+        if self._machine.name in network.overtaken:
+            exchange = self._leave_and_stand_still(value, hard_timeout)
+        else:
+            exchange = self._leave(value, fault, hard_timeout)
         try:
-            async with asyncio.timeout(max(0.0, ends_at - clock.boottime())):
+            left = max(0.0, ends_at - clock.boottime())
+            async with patience(left, has_sent=lambda: True):
                 told = await exchange.answer
         except TimeoutError:
             return NoReply(sent=True, fault=Fault.TIMEOUT)
@@ -199,7 +216,29 @@ class ProcessSession:
         await asyncio.sleep(takes)
         return True
 
-    def _leave(self, value: str, fault: RequestFault | None, hard_timeout: float) -> Exchange:
+    def _leave_and_stand_still(self, value: str, hard_timeout: float) -> Exchange:
+        """Send what will be overtaken, and then nothing until its reply is there."""
+        network, life, machine = self._network, self._life, self._machine
+        behind = network.overtaken.pop(machine.name)
+        exchange = self._leave(value, None, hard_timeout, behind=behind)
+        network.loop.outside(0.0, network.loop.halt, life)
+
+        def resume() -> None:
+            if life.is_alive and not life.is_running:
+                machine.back_since = network.loop.time()
+                network.loop.resume(life)
+
+        network.loop.outside(behind + network.chance.uniform(0.5, 3.0), resume)
+        return exchange
+
+    def _leave(
+        self,
+        value: str,
+        fault: RequestFault | None,
+        hard_timeout: float,
+        *,
+        behind: float | None = None,
+    ) -> Exchange:
         network = self._network
         now = network.loop.time()
         send = network.books.leaving(value, self._owner, self._machine, now)
@@ -216,8 +255,9 @@ class ProcessSession:
             fault=fault,
             send=send,
             answer=network.loop.create_future(),
+            is_overtaken=behind is not None,
         )
-        delay = network.chance.uniform(0.005, 0.3)
+        delay = network.chance.uniform(0.005, 0.3) if behind is None else behind
         if fault is RequestFault.PROCESSED_LATE:
             delay = hard_timeout * network.chance.uniform(0.9, 1.2)
         network.loop.outside(delay, exchange.arrive)

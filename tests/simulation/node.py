@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from daemon.catalog.discovery import Discovery
-from daemon.config.settings import EncryptionKey
+from daemon.domain.claimable import Wanted
 from daemon.domain.connection import Connection
 from daemon.domain.errors import DatabaseUnavailableError, JournalError
 from daemon.domain.reply import NoReply, RawReply
@@ -19,8 +19,9 @@ from daemon.refresh.attempts import Ports
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.follower import Follower
 from daemon.refresh.reading import TokenReader
-from daemon.refresh.recovery import Recovery, Stored
+from daemon.refresh.recovery import Recovery
 from daemon.refresh.refresher import Refresher
+from daemon.refresh.replaying import Stored
 from daemon.refresh.scheduler import Scheduler, Sweep
 from daemon.refresh.sending import RefreshRequests
 from daemon.refresh.slots import Slots
@@ -34,9 +35,9 @@ from tests.simulation.network import ProcessSession
 from tests.simulation.store_model import ProcessIncarnations, StoreOverWay
 from tests.simulation.trace import Trace, ViolationError
 from tests.simulation.world import World
+from tests.support.memory_refreshes import MemoryRow
 from tests.support.refreshing import RecordedEvents
 
-_KEY = EncryptionKey(id="k1", secret=bytes(32))
 # The follower looks for news this often at most: a poll each 0.7 s is most of a run's work.
 _FOLLOWS = 30.0
 _CLEANS = 120.0
@@ -83,8 +84,9 @@ class Node:
         self.machine = machine
         self.life = life
         self._faults_before = machine.statement_faults
+        self._has_recovered = False
         chance, clock = world.chance, machine.clock
-        cipher = TokenCipher([_KEY], entropy=chance.randbytes)
+        cipher = TokenCipher(world.keys, entropy=chance.randbytes)
         self.journal = self.open_journal(cipher)
         pending = self.journal.open()
         self.incarnations = ProcessIncarnations(way, self.journal.owner)
@@ -208,19 +210,60 @@ class Node:
             self.world.trace.count("branch: drained too slowly")
         else:
             self.world.trace.count("branch: drained")
-            if self.machine.statement_faults == self._faults_before:
+            if self._has_recovered and self.machine.statement_faults == self._faults_before:
                 self.world.books.drained(self.life, self.journal.owner)
         await self.journal.close()
 
     async def disconnect(self, name: str) -> None:
         """Disconnect, as ``daemon.upkeep.disconnecting`` does; again until it is certain."""
-        self.cache.put(await self._disconnected(name))
+        ended = await self._disconnected(name)
+        if ended is None:
+            return
+        known = self.cache.get(name)
+        # Memory may know a reply that is not stored yet: it ends as well.
+        generation = max(ended.generation, known.generation if known else 0)
+        self.cache.put(replace(ended, generation=generation, issued_at=self.machine.clock.now()))
         self.world.books.known_ended.update(
             (self.life, family) for family in self.world.books.ended_of([name])
         )
         self.publish(name)
 
-    async def _disconnected(self, name: str) -> CurrentToken:
+    async def force(self, name: str) -> None:
+        """Refresh as a person asks for it; a refusal is an answer, too."""
+        row = self.world.books.rows.get(name)
+        if row is None:
+            return
+        wanted = Wanted(
+            connection_id=name,
+            provider=row.provider,
+            generation=row.tokens.generation,
+            rate=self.world.providers[row.provider].rate,
+            forced=True,
+        )
+        with suppress(DatabaseUnavailableError):
+            await self.refresher.refresh(wanted)
+
+    async def purge(self, name: str) -> None:
+        """Disconnect, and leave nothing; again until it is certain."""
+        while True:
+            with suppress(DatabaseUnavailableError):
+                await self.store.purge(name)
+                break
+            await self.machine.clock.sleep(1.0)
+        self.cache.drop(name)
+        self.world.books.known_ended.update(
+            (self.life, family) for family in self.world.books.ended_of([name])
+        )
+        self.publish(name)
+
+    async def create(self, name: str, make: Callable[[], MemoryRow]) -> None:
+        """Import a connection under a name; not again where nobody knows whether it is there."""
+        with suppress(DatabaseUnavailableError):
+            await self.store.create(name, make)
+            self.publish(name)
+            self.scheduler.wake()
+
+    async def _disconnected(self, name: str) -> CurrentToken | None:
         while True:
             with suppress(DatabaseUnavailableError):
                 return await self.store.disconnect(name)
@@ -251,6 +294,7 @@ class Node:
 
     async def _recover_then_refresh(self) -> None:
         await self.recovery.run()
+        self._has_recovered = True
         await self.scheduler.run()
 
     async def _clean(self) -> None:

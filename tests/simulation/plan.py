@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random  # noqa: TID251 - a simulation's chance is its seed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
 
@@ -23,6 +23,11 @@ PROFILES = (
     STRICT,
     STRICT,
     STRICT,
+)
+# A request that was overtaken makes replies that come too late: such servers tell them apart.
+_NEWEST_ONLY = (
+    Profile(kind=RotationKind.OVERLAP, newest_only=True),
+    Profile(kind=RotationKind.GRACE, grace=600.0, newest_only=True),
 )
 _REFRESHES = 3
 _SHORTEST_HORIZON = 240.0
@@ -60,8 +65,23 @@ class Kind(StrEnum):
     DRAIN = "drain"
     DRAIN_SOON = "drain soon"
     REVOKED_BY_USER = "revoked by the user"
+    PURGE_SOON = "purge soon"
+    """A connection is purged, and perhaps made anew at once under the same name."""
+    PRESSED_FAILOVER = "failover under forced refreshes"
+    """People ask for refreshes all the while; the standby lacks the last commits."""
+    NEW_KEY = "new key"
+    """A new key encrypts from each process's next start on; the one before still decrypts."""
+    OVERTAKEN = "request overtaken"
+    """Its sender stands still, the claim is taken over, and the provider looks at it after that
+    one's."""
 
 
+# In runs that are there for it.
+_FOR_OVERTAKING = 9
+_FOR_UPKEEP = 1
+_UPKEEP = (Kind.PURGE_SOON, Kind.NEW_KEY)
+_ELSEWHERE = {Kind.OVERTAKEN, Kind.PRESSED_FAILOVER, *_UPKEEP}
+_ANYWHERE = tuple(kind for kind in Kind if kind not in _ELSEWHERE)
 # Others wait for the replica that is gone for ten minutes: in safety runs only.
 _ONLY_SAFETY = frozenset({Kind.VOLUME_LOSS_SOON})
 
@@ -110,7 +130,79 @@ class Plan:
 
 
 def plan_of(seed: int) -> Plan:
-    """Return the run of a seed. Odd seeds are liveness runs: few faults, which end."""
+    """Return the run of a seed. Odd seeds are liveness runs: few faults, which end.
+
+    Of those every fifth, though, is there for requests that are overtaken, and every fifth for
+    purges, new keys and failovers under load; half of these are safety runs.
+    """
+    plan = _plan_of(seed)
+    if seed % 10 == _FOR_OVERTAKING:
+        return _overtaken(plan)
+    return _with_upkeep(plan) if seed % 10 == _FOR_UPKEEP else plan
+
+
+def _with_upkeep(plan: Plan) -> Plan:
+    """Return a plan in which connections are purged and keys are changed, too."""
+    chance = random.Random(f"upkeep {plan.seed}")  # noqa: S311 - no secrets
+    is_safety = plan.seed // 10 % 2 == 0
+    kinds: tuple[Kind, ...] = (*_UPKEEP, Kind.KILL_SOON, Kind.DRAIN_SOON)
+    if is_safety:
+        kinds = (Kind.PRESSED_FAILOVER, chance.choice(_UPKEEP), Kind.PRESSED_FAILOVER)
+    return replace(
+        plan,
+        is_safety=is_safety,
+        is_asynchronous=is_safety,
+        drifts=(1.0,) * plan.machines,
+        actions=(
+            *plan.actions,
+            *(
+                Action(
+                    at=chance.uniform(0.0, plan.horizon),
+                    kind=kind,
+                    machine=chance.randrange(plan.machines),
+                    connection=chance.randrange(len(plan.profiles)),
+                    lasts=chance.choice((0.2, 2.0, 20.0)),
+                    size=chance.random(),
+                )
+                for kind in kinds
+            ),
+        ),
+    )
+
+
+def _overtaken(plan: Plan) -> Plan:
+    """Return a plan in which requests are overtaken, at a server that tells late replies apart."""
+    chance = random.Random(f"overtaken {plan.seed}")  # noqa: S311 - no secrets
+    machines = max(2, plan.machines)
+    profile = chance.choice((*_NEWEST_ONLY, *_NEWEST_ONLY, *PROFILES))
+    lifetime = chance.choice((120.0, 240.0))
+    return replace(
+        plan,
+        is_safety=plan.seed // 10 % 2 == 0,
+        machines=machines,
+        profiles=(profile, *plan.profiles[1:]),
+        lifetime=lifetime,
+        horizon=lifetime * 3,
+        drifts=(1.0,) * machines,
+        errors=tuple(chance.uniform(-3.0, 3.0) for _ in range(machines)),
+        actions=(
+            *plan.actions,
+            *(
+                Action(
+                    at=chance.uniform(0.0, lifetime),
+                    kind=Kind.OVERTAKEN,
+                    machine=machine,
+                    connection=0,
+                    lasts=0.0,
+                    size=chance.random(),
+                )
+                for machine in range(machines)
+            ),
+        ),
+    )
+
+
+def _plan_of(seed: int) -> Plan:
     chance = random.Random(f"plan {seed}")  # noqa: S311 - no secrets
     is_safety = seed % 2 == 0
     machines = chance.choices((1, 2, 3, 4, 5), weights=(33, 47, 14, 4, 2))[0]
@@ -119,7 +211,7 @@ def plan_of(seed: int) -> Plan:
     horizon = max(_SHORTEST_HORIZON, lifetime * _REFRESHES)
     is_asynchronous = is_safety and chance.random() < 0.2
     count = chance.randint(1, 7) if is_safety else chance.randint(0, 3)
-    kinds = [kind for kind in Kind if is_safety or kind not in _ONLY_SAFETY]
+    kinds = [kind for kind in _ANYWHERE if is_safety or kind not in _ONLY_SAFETY]
     return Plan(
         seed=seed,
         is_safety=is_safety,

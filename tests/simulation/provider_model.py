@@ -62,6 +62,7 @@ class Grown:
     parent: Grown | None
     spent_at: float | None = None
     has_used_child: bool = False
+    is_displaced: bool = False
 
 
 @dataclass(eq=False, kw_only=True)
@@ -82,6 +83,10 @@ class Family:
         token = self.tokens.get(value)
         return self.is_alive and token is not None and self.profile.accepts(token, now)
 
+    def is_displaced(self, value: str) -> bool:
+        """Tell whether another successor has taken a refresh token's place."""
+        return self.is_alive and self.tokens[value].is_displaced
+
     def spender(self, value: str) -> Reply | None:
         """Return the first reply that spent a refresh token."""
         return next((reply for reply in self.replies if reply.spent == value), None)
@@ -89,16 +94,22 @@ class Family:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a server does with a used refresh token. ``repeats`` (grace): the same successor."""
+    """What a server does with a used refresh token. ``repeats`` (grace): the same successor.
+
+    ``newest_only``: of several successors only the one that was issued last works; the others are
+    refused, and so is their predecessor once one was used. That ends nothing.
+    """
 
     kind: RotationKind
     grace: float = 0.0
     repeats: bool = False
+    newest_only: bool = False
 
     @property
     def name(self) -> str:
         """Return the profile's, and its provider's, name."""
-        return f"{self.kind.value}{self.grace:g}" if self.grace else self.kind.value
+        name = f"{self.kind.value}{self.grace:g}" if self.grace else self.kind.value
+        return f"{name}-newest" if self.newest_only else name
 
     def accepts(self, token: Grown, now: float) -> bool:
         """Tell whether using the token is no reuse."""
@@ -129,6 +140,8 @@ class ProviderModel:
         if family is None or not family.is_alive:
             return None, False
         token = family.tokens[value]
+        if _is_passed_over(token, family.profile):
+            return None, False
         if not family.profile.accepts(token, now):
             family.is_alive = False
             family.reused.append(value)
@@ -161,6 +174,8 @@ class ProviderModel:
         self._count += 1
         value = self._next_token(family, parent, repeated)
         if value not in family.tokens:
+            if family.profile.newest_only:
+                _displace(family, parent)
             family.tokens[value] = Grown(value=value, parent=parent)
             self.by_token[value] = family
         reply = Reply(
@@ -182,3 +197,15 @@ class ProviderModel:
         if parent is not None and family.profile.kind is RotationKind.STATIC:
             return parent.value
         return f"RT-{family.name}-{self._count}"
+
+
+def _is_passed_over(token: Grown, profile: Profile) -> bool:
+    """Tell whether the server refuses a token and leaves the grant alone."""
+    if not profile.newest_only:
+        return False
+    return token.is_displaced or (token.spent_at is not None and token.has_used_child)
+
+
+def _displace(family: Family, parent: Grown | None) -> None:
+    for token in family.tokens.values():
+        token.is_displaced |= token.parent is parent and parent is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from daemon.domain.connection import Status
 from daemon.domain.errors import Problem
 from daemon.refresh.cache import Entry
@@ -12,6 +14,8 @@ _NEARLY_OVER = 2.0
 # How long a disconnect may stay unseen by a process that works and reaches the database: a poll
 # of the follower (15 s), its own coarse steps, and statements that fail.
 _UNSEEN = 90.0
+# replies.py
+_CLOCKS_DIFFER = 10.0
 
 
 async def read(node: Node, name: str, *, min_ttl: float) -> None:
@@ -24,7 +28,10 @@ async def read(node: Node, name: str, *, min_ttl: float) -> None:
         before.judge_refusal(problem, min_ttl)
         return
     if reading is None:
-        node.world.trace.fail("PO7", f"{name} is unknown to a reader")
+        if name not in node.world.books.purged:
+            node.world.trace.fail("PO7", f"{name} is unknown to a reader")
+        node.world.trace.count("read: unknown")
+        return
     node.world.trace.count(f"read: {reading.outcome}")
     judge_served(node, name, reading.entry)
 
@@ -44,9 +51,15 @@ def judge_served(node: Node, name: str, entry: Entry) -> None:
         trace.fail("PO7", f"{name}: {value} was served {late:.1f} s after its end")
     if late > 0:
         trace.count("excused late: clocks differ")
+    ended_at = books.disconnected_at.get(family)
+    made_anew_at = books.made_anew_at.get(name)
+    since = inf if None in {ended_at, made_anew_at} else (made_anew_at or 0) - (ended_at or 0)
+    if 0 <= since <= _CLOCKS_DIFFER:
+        # Which of the two was issued later their machines' clocks do not agree on.
+        trace.count("excused: made anew within what clocks differ")
+        return
     if (node.life, family) in books.known_ended:
         trace.fail("PO9", f"{name}: {value} was served after its disconnect was known here")
-    ended_at = books.disconnected_at.get(family)
     if ended_at is None:
         return
     trace.count("branch: served while a disconnect was unknown here")
@@ -83,7 +96,9 @@ class _Before:
             trace.fail("PO7", f"{self._name}: a good stored token was refused ({problem.code})")
 
     def _is_good_stored(self) -> bool:
-        row = self._node.world.books.rows[self._name]
+        row = self._node.world.books.rows.get(self._name)
+        if row is None:
+            return False
         life = row.tokens.good_for(self._node.machine.clock.now())
         is_served = row.status in {Status.ACTIVE, Status.FAILING, Status.REAUTHORIZATION_REQUIRED}
         return is_served and life is not None and life > _NEARLY_OVER

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from daemon.config.settings import Refresh
-from daemon.domain.connection import Status
 from daemon.domain.errors import JournalError
 from daemon.domain.provider import Rotation
 from daemon.domain.reply import RawReply
@@ -34,6 +33,7 @@ from tests.simulation.results import Result
 from tests.simulation.setting import machine_of, providers_of, rotation_of, row_of
 from tests.simulation.trace import Trace, ViolationError
 from tests.simulation.world import World
+from tests.support.memory_refreshes import MemoryRow
 
 # How long a process needs to start again, on the whole.
 _RESTART = 5.0
@@ -302,9 +302,13 @@ class Simulation:
         self.trace.tell("provider", f"grants {reply.refresh_token} to {name}")
         return granted(reply)
 
-    def is_disconnected(self, name: str) -> bool:
-        """Tell whether a connection is disconnected."""
-        return self.rows.rows[name].status is Status.DISCONNECTED
+    def imported(self, name: str) -> MemoryRow:
+        """Return a connection made anew, with tokens of a grant that was never seen here."""
+        profile = self.plan.profiles[int(name[1:])]
+        now = self.loop.time()
+        reply = self.provider.grant(name, profile, lifetime=self.plan.lifetime, now=now)
+        self.trace.tell("provider", f"grants {reply.refresh_token} to {name}, imported")
+        return row_of(name, profile, reply, self.settings, now=now)
 
 
 def run(plan: Plan, mutant: Mutant | None = None) -> Result:

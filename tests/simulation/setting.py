@@ -58,16 +58,19 @@ def machine_of(
     return Machine(name=f"m{number}", clock=clock, disk=disk)
 
 
-def row_of(name: str, profile: Profile, reply: Reply, settings: Refresh) -> MemoryRow:
-    """Return a connection whose grant has just been stored."""
+def row_of(
+    name: str, profile: Profile, reply: Reply, settings: Refresh, *, now: float = 0.0
+) -> MemoryRow:
+    """Return a connection whose grant is being stored at a true time."""
+    at = START + timedelta(seconds=now)
     tokens = TokenSet(
         generation=1,
         access_token=reply.access_token,
         refresh_token=reply.refresh_token,
         token_type="Bearer",
         scopes=(),
-        issued_at=START,
-        expires_at=START + timedelta(seconds=reply.lifetime),
+        issued_at=at,
+        expires_at=at + timedelta(seconds=reply.lifetime),
     )
     return MemoryRow(
         id=name,
@@ -75,5 +78,5 @@ def row_of(name: str, profile: Profile, reply: Reply, settings: Refresh) -> Memo
         tokens=tokens,
         due_at=policy.due_at(tokens, name, settings),
         grant_generation=1,
-        granted_at=START,
+        granted_at=at,
     )

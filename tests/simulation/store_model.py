@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from daemon.domain.admission import ProviderState
@@ -26,6 +26,7 @@ from daemon.domain.outcome import Outcome
 from daemon.domain.tokens import CurrentToken, TokenSet
 from tests.simulation.books import Books
 from tests.simulation.database_model import Replica, Rows, Way
+from tests.support.memory_refreshes import MemoryRow
 
 # incarnations.py
 _SEEN_TOGETHER = 300.0
@@ -145,7 +146,9 @@ class StoreOverWay:
 
         async def work(rows: Rows) -> DueClaims:
             self._incarnations.check()
-            due = await rows.claim_due(room=room, owner=owner, hold=hold, now=now)
+            held_back = self._incarnations.held_back
+            left = {name: places for name, places in room.items() if name not in held_back}
+            due = await rows.claim_due(room=left, owner=owner, hold=hold, now=now)
             for claim in due.claims:
                 self._committed(claim, owner, hold, now)
             return due
@@ -156,14 +159,19 @@ class StoreOverWay:
         self, wanted: Wanted, *, owner: str, hold: timedelta, now: datetime
     ) -> Claim | Refusal:
         """Claim one connection."""
+        held_back = Refusal(
+            connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED
+        )
         if wanted.provider in self._incarnations.held_back:
-            return Refusal(connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED)
+            return held_back
 
         async def work(rows: Rows) -> Claim | Refusal:
             self._incarnations.check()
+            if wanted.provider in self._incarnations.held_back:
+                return held_back
             answer = await rows.claim(wanted, owner=owner, hold=hold, now=now)
             if isinstance(answer, Claim):
-                self._committed(answer, owner, hold, now)
+                self._committed(answer, owner, hold, now, is_forced=wanted.forced)
             return answer
 
         return await self._way.call("claim", work)
@@ -186,6 +194,7 @@ class StoreOverWay:
         attempt: str,
         generation: int,
         sent_at: datetime,
+        epoch: int,
         owner: str,
         hold: timedelta,
     ) -> Claim | Refusal | None:
@@ -198,6 +207,7 @@ class StoreOverWay:
                 attempt=attempt,
                 generation=generation,
                 sent_at=sent_at,
+                epoch=epoch,
                 owner=owner,
                 hold=hold,
             ),
@@ -254,16 +264,24 @@ class StoreOverWay:
         """Store the tokens of an authorization."""
         return await self._way.call("complete", lambda rows: rows.complete(completion))
 
-    async def disconnect(self, name: str) -> CurrentToken:
+    async def disconnect(self, name: str) -> CurrentToken | None:
         """Disconnect."""
         return await self._way.call("disconnect", lambda rows: rows.disconnect(name))
 
-    async def begin(self, name: str) -> tuple[int, int]:
+    async def purge(self, name: str) -> None:
+        """Disconnect and remove."""
+        await self._way.call("purge", lambda rows: rows.purge(name))
+
+    async def create(self, name: str, make: Callable[[], MemoryRow]) -> bool:
+        """Import; ``make`` is called where there is no such connection."""
+        return await self._way.call("create", lambda rows: rows.create(name, make))
+
+    async def begin(self, name: str) -> tuple[int, int] | None:
         """Return generation and epoch, as the transaction of an authorization is consumed."""
 
-        async def work(rows: Rows) -> tuple[int, int]:
-            row = rows.rows[name]
-            return row.tokens.generation, row.epoch
+        async def work(rows: Rows) -> tuple[int, int] | None:
+            row = rows.rows.get(name)
+            return None if row is None else (row.tokens.generation, row.epoch)
 
         return await self._way.call("consume", work)
 
@@ -281,9 +299,17 @@ class StoreOverWay:
         """Return generation and status."""
         return await self._way.call("versions", lambda rows: rows.versions(ids))
 
-    def _committed(self, claim: Claim, owner: str, hold: timedelta, wall: datetime) -> None:
+    def _committed(
+        self,
+        claim: Claim,
+        owner: str,
+        hold: timedelta,
+        wall: datetime,
+        *,
+        is_forced: bool = False,
+    ) -> None:
         take_over_at = self._way.loop.time() + hold.total_seconds()
-        self._books.claimed(claim, owner, take_over_at=take_over_at, wall=wall)
+        self._books.claimed(claim, owner, take_over_at=take_over_at, wall=wall, is_forced=is_forced)
         self._way.trace.tell(
             owner[:6],
             f"claimed {claim.connection_id} generation {claim.tokens.generation} "

@@ -25,6 +25,8 @@ from tests.simulation.run import Mutant, run
 _SEEDS = Path(__file__).parent / "seeds"
 # One block of seeds for each test, so that a failure does not hide the rest.
 _BLOCK = 250
+# Every so-manieth callback of either process: a hundred pairs.
+_OF_PAIRS = 7
 _FIRST_SEEDS = tuple(range(0, 2000, _BLOCK))
 # Without these no run has met what it is for.
 _BRANCHES = (
@@ -35,6 +37,10 @@ _BRANCHES = (
     "branch: journal cannot be opened",
     "branch: kept without an answer",
     "branch: killed in recovery",
+    "branch: made anew",
+    "branch: an orphan is adopted",
+    "branch: an orphan was good",
+    "branch: purged",
     "branch: reconnected",
     "branch: replies recovered",
     "branch: resend",
@@ -52,6 +58,7 @@ _BRANCHES = (
     "fault: stopped for longer than a claim lasts",
     "fault: write torn",
     "lost on the wire",
+    "provider: passed over",
 )
 
 
@@ -167,6 +174,17 @@ def test_a_crash_at_any_await_is_survived(profile: Profile, machines: int) -> No
     """Wherever one refresh is cut, what follows is right for the provider's rotation."""
     cut = 0
     for where, result in crashes.single(profile, machines=machines, is_power=machines == 1):
+        assert result.violation is None, "\n".join((f"{where}: {result.violation}", *result.tail))
+        cut += 1
+
+    assert cut > 50
+
+
+@pytest.mark.parametrize("profile", crashes.pair_profiles(), ids=lambda profile: profile.name)
+def test_a_second_crash_in_the_recovery_from_the_first_is_survived(profile: Profile) -> None:
+    """A sample of all pairs of crashes on two machines; ``make simulate-crashes`` has every one."""
+    cut = 0
+    for where, result in crashes.pairs(profile, every=_OF_PAIRS):
         assert result.violation is None, "\n".join((f"{where}: {result.violation}", *result.tail))
         cut += 1
 

@@ -16,6 +16,7 @@ from daemon.sidecar.event_routes import EventRoutes
 from daemon.sidecar.guard import Guard
 from daemon.sidecar.openapi import OpenApiRoute
 from daemon.sidecar.provider_routes import ProviderRoutes
+from daemon.sidecar.quitting import Quitting
 from daemon.sidecar.request_route import RequestRoute
 from daemon.sidecar.token_route import TokenRoute
 
@@ -54,7 +55,7 @@ def bare_api_app() -> web.Application:
             connections=ConnectionRoutes(_NOTHING),
             providers=ProviderRoutes(_NOTHING),
             openapi=OpenApiRoute(),
-            routes=EventRoutes(_NOTHING).routes(),
+            routes=[*EventRoutes(_NOTHING).routes(), *_quitting().routes()],
             open_routes=[
                 web.get(
                     "/v1/connections/{id}/request",
@@ -64,6 +65,10 @@ def bare_api_app() -> web.Application:
             ],
         )
     )
+
+
+def _quitting() -> Quitting:
+    return Quitting(is_allowed=lambda: False, stop=lambda: None)
 
 
 def api_routes() -> set[str]:

@@ -40,6 +40,7 @@ from daemon.sidecar.guard import Guard
 from daemon.sidecar.listener import Listener
 from daemon.sidecar.openapi import OpenApiRoute
 from daemon.sidecar.provider_routes import ProviderRoutes
+from daemon.sidecar.quitting import Quitting
 from daemon.sidecar.request_route import RequestRoute
 from daemon.sidecar.routing import Finder
 from daemon.sidecar.token_route import TokenRoute
@@ -93,6 +94,7 @@ class ApiStage:
     expected: list[float] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     examined: list[Connection] = field(default_factory=list)
+    quits: list[str] = field(default_factory=list)
 
     async def ask(
         self,
@@ -249,8 +251,15 @@ class _World:
             connections=ConnectionRoutes(managing),
             providers=ProviderRoutes(settings),
             openapi=OpenApiRoute(),
-            routes=self.event_routes(managing.finder),
+            routes=[*self.event_routes(managing.finder), *self.quitting(stage).routes()],
             open_routes=[web.get("/v1/connections/{id}/request", self.request_route().get)],
+        )
+
+    def quitting(self, stage: ApiStage) -> Quitting:
+        """Return the way out."""
+        return Quitting(
+            is_allowed=lambda: self.settings.listen.api.quitquitquit,
+            stop=lambda: stage.quits.append("stop"),
         )
 
     def event_routes(self, finder: Finder) -> list[web.RouteDef]:

@@ -23,6 +23,7 @@ from daemon.oauth.authorization import Authorizer, new_secret
 from daemon.oauth.authorization_errors import AuthorizationFailures
 from daemon.oauth.completing import Completing, Learning
 from daemon.oauth.examination import Examined
+from daemon.oauth.identifying import Identifying
 from daemon.oauth.redirection import CodeExchange, Redirection
 from daemon.oauth.token_endpoint import Received
 from daemon.oauth.token_request import Exchange
@@ -253,7 +254,12 @@ class Flow:
             token_endpoint=self.exchange or self.token_endpoint,
             completing=Completing(
                 store=self.store,
-                examiner=self.examiner,
+                identifying=Identifying(
+                    examiner=self.examiner,
+                    may_merge=self._may_merge,
+                    clock=self.clock,
+                    chance=lambda: 0.5,
+                ),
                 learning=Learning(
                     plan=lambda tokens, _provider, _id: tokens.issued_at + timedelta(minutes=45),
                     authorized=lambda connection, tokens: self.learned.append((connection, tokens)),
@@ -261,10 +267,8 @@ class Flow:
                     revoke=self._wake,
                     default_lifetime=lambda: timedelta(hours=1),
                 ),
-                may_merge=self._may_merge,
                 events=self.events,
                 clock=self.clock,
-                chance=lambda: 0.5,
             ),
             journal=self.journal,
             failures=self.failures,

@@ -14,13 +14,13 @@ from daemon.domain.revocation import Initiator
 from daemon.domain.tokens import TokenSet
 from daemon.persistence.authorizations import PostgresAuthorizations
 from daemon.persistence.cipher import TokenCipher
-from daemon.persistence.connections import PostgresConnections
 from daemon.persistence.history import EventRecorder, PostgresHistory
 from daemon.persistence.life import Change
 from daemon.persistence.postgres import Database
 from daemon.persistence.revocations import PostgresRevocations, revocations_of
 from daemon.persistence.rows import token_set
 from tests.support.clock import START, FakeClock
+from tests.support.first_epoch import ConnectionsFromZero
 from tests.support.memory_authorizations import MemoryAuthorizations
 
 Told = tuple[str, str, Mapping[str, Any]]
@@ -128,7 +128,7 @@ class PostgresAuthorizationStage(AuthorizationStage):
         self.database = database
         self.cipher = cipher
         recorder = EventRecorder(delivers=lambda: False)
-        self.connections = PostgresConnections(database, cipher, recorder)
+        self.connections = ConnectionsFromZero(database, cipher, recorder)
         self.revocations = PostgresRevocations(database, cipher)
         self.history = PostgresHistory(database, recorder)
         self.store = PostgresAuthorizations(

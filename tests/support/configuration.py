@@ -9,6 +9,7 @@ from pathlib import Path
 from daemon.config.loading import load_settings
 from daemon.config.settings import Settings
 from daemon.domain.errors import ConfigurationError, Finding
+from daemon.domain.role import Role
 
 NO_VARIABLES: Mapping[str, str] = {}
 
@@ -38,12 +39,14 @@ class Desk:
         *,
         environ: Mapping[str, str] = NO_VARIABLES,
         overrides: Mapping[str, object] | None = None,
+        role: Role = Role.ALL,
     ) -> Settings:
         """Load ``text`` as the configuration file."""
         return load_settings(
             path=self.write("tokenward.yaml", text),
             environ={**self.variables, **environ},
             overrides=overrides or {},
+            role=role,
         )
 
     def findings(
@@ -52,10 +55,11 @@ class Desk:
         *,
         environ: Mapping[str, str] = NO_VARIABLES,
         overrides: Mapping[str, object] | None = None,
+        role: Role = Role.ALL,
     ) -> tuple[Finding, ...]:
         """Return what is wrong with ``text``; nothing where it loads."""
         try:
-            self.load(text, environ=environ, overrides=overrides)
+            self.load(text, environ=environ, overrides=overrides, role=role)
         except ConfigurationError as error:
             return error.findings
         return ()

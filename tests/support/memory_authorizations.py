@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -104,18 +103,6 @@ class MemoryAuthorizations:
             self.interruptions -= 1
             raise DatabaseUnavailableError("the connection was cut after the commit")
         return answer
-
-    async def prune(self, *, now: datetime) -> Sequence[str]:
-        """Remove expired tickets and transactions."""
-        self._called("prune")
-        concerned = set()
-        for ticket in [one for one in self.tickets.values() if one.expires_at < now]:
-            del self.tickets[ticket.ticket_hash]
-            concerned.add(ticket.connection_id)
-        for pending in [one for one in self.pending.values() if one.expires_at < now]:
-            del self.pending[pending.state_hash]
-            concerned.add(pending.connection_id)
-        return sorted(concerned)
 
     def disconnect(self, connection_id: str) -> None:
         """Erase a connection's tokens, as a disconnect does that comes in between."""

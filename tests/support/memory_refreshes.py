@@ -106,7 +106,7 @@ class MemoryRefreshes:
                 (row.due_at, row.id)
                 for row in self.rows.values()
                 if row.provider == name and row.due_at is not None and row.due_at <= now
-                if row.state is not ClaimState.SENDING
+                if row.state is not ClaimState.SENDING and not self._rests(row)
             )
             taken = [self.rows[one] for _, one in due[: len(admission.delays)]]
             claims += [
@@ -127,7 +127,8 @@ class MemoryRefreshes:
         """Claim one connection."""
         self._called("claim")
         row = self.rows.get(wanted.connection_id)
-        reason = refusal(None if row is None else row.schedule(), wanted, now)
+        schedule = None if row is None else replace(row.schedule(), rests=self._rests(row))
+        reason = refusal(schedule, wanted, now)
         if row is None or reason is not None:
             return Refusal(
                 connection_id=wanted.connection_id,
@@ -207,6 +208,7 @@ class MemoryRefreshes:
         attempt: str,
         generation: int,
         sent_at: datetime,
+        epoch: int,
         owner: str,
         hold: timedelta,
     ) -> Claim | Refusal | None:
@@ -218,6 +220,8 @@ class MemoryRefreshes:
         stored = row.tokens.generation
         if stored > generation or (row.granted_at or sent_at) > sent_at + timedelta(seconds=10):
             return None
+        if row.epoch > epoch:
+            return Refusal(connection_id=connection_id, reason=RefusalReason.DISCONNECTED)
         claim = await self.reclaim(
             connection_id, attempt=attempt, generation=stored, owner=owner, hold=hold
         )
@@ -229,7 +233,9 @@ class MemoryRefreshes:
     async def newest_orphan(self, connection_id: str) -> Orphan | None:
         """Return the newest of the connection's grant."""
         self._called("newest_orphan")
-        row = self.rows[connection_id]
+        row = self.rows.get(connection_id)
+        if row is None:
+            return None
         for number, (name, _, tokens) in sorted(self.orphans.items(), reverse=True):
             is_of_grant = name == connection_id and tokens.generation > row.grant_generation
             if is_of_grant and tokens.refresh_token is not None:
@@ -321,6 +327,9 @@ class MemoryRefreshes:
         row.take_over_at = self._clock.now() + hold
         return claim
 
+    def _rests(self, row: MemoryRow) -> bool:
+        return row.take_over_at is not None and row.take_over_at > self._clock.now()
+
     def _is_open(self, settlement: Settlement) -> bool:
         row = self.rows.get(settlement.connection_id)
         if row is None or row.status is Status.DISCONNECTED:
@@ -343,6 +352,8 @@ class MemoryRefreshes:
             return self._late(row, settlement)
         row.state, row.due_at = settlement.state, settlement.due_at
         row.failures, row.take_over_at = settlement.failures, None
+        if settlement.rests:
+            row.take_over_at = self._clock.now() + settlement.rests
         row.tokens = settlement.tokens or row.tokens
         self.orphans.pop(settlement.adopts or 0, None)
         touches = settlement.touches_connection or settlement.reply_values

@@ -21,6 +21,7 @@ from daemon.domain.connection import Connection, Status
 from daemon.domain.provider import Provider, RequestValues
 from daemon.domain.templates import parse_template, parse_url_template
 from daemon.domain.tokens import CurrentToken
+from daemon.domain.tracing import NO_TRACER, Tracer
 from daemon.oauth.api_session import ApiSession
 from daemon.sidecar.access import Callers
 from daemon.sidecar.connection_values import ConnectionValues
@@ -145,10 +146,11 @@ async def proxying(
     limits: ProxyLimits | None = None,
     resolver: AbstractResolver | None = None,
     permissions: frozenset[Permission] = frozenset({Permission.PROXY, Permission.TOKEN}),
+    tracer: Tracer = NO_TRACER,
 ) -> AsyncIterator[ProxyStage]:
     """Run the listener with one connection, ``acme-1``, of ``configured``."""
     async with AsyncExitStack() as stack:
-        here = Replica(providers={"acme": configured})
+        here = Replica(providers={"acme": configured}, tracer=tracer)
         ticking = asyncio.create_task(_tick(here))
         stack.callback(ticking.cancel)
         session = await stack.enter_async_context(
@@ -212,6 +214,7 @@ def listener_for(
             count=count,
             clock=here.clock,
             entropy=system_entropy,
+            tracer=here.tracer,
         ),
         limits=limits,
     )

@@ -105,6 +105,7 @@ def renewal(claim: Claim, *, due_at: datetime | None = None, access: str = "new"
         failures=0,
         last_error=None,
         touches_connection=claim.failures > 0,
+        epoch=claim.epoch,
     )
 
 

@@ -64,6 +64,10 @@ class Stage(Protocol):
         """Return what is stored."""
 
     @abstractmethod
+    async def epoch(self, name: str) -> int:
+        """Return a connection's epoch; 0 where it is not there."""
+
+    @abstractmethod
     async def disconnect(self, name: str, *, purge: bool = False) -> None:
         """Disconnect, without revoking the tokens that are stored."""
 
@@ -108,6 +112,7 @@ class MemoryStage(Stage):
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.memory = MemoryRefreshes(self.clock)
+        self._made = 0
         self.store = self.memory
         self.tokens = self.memory
         self.late = self.memory
@@ -120,7 +125,10 @@ class MemoryStage(Stage):
         self, name: str, tokens: TokenSet, *, provider: str, due_at: datetime | None
     ) -> None:
         """Store a row."""
-        self.memory.rows[name] = MemoryRow(id=name, provider=provider, tokens=tokens, due_at=due_at)
+        self._made += 1
+        self.memory.rows[name] = MemoryRow(
+            id=name, provider=provider, tokens=tokens, due_at=due_at, epoch=self._made * 1000
+        )
         self.memory.state_of(provider)
 
     async def stored(self, name: str) -> Stored:
@@ -134,6 +142,11 @@ class MemoryStage(Stage):
             tokens=row.tokens,
             error=row.last_error.code if row.last_error else None,
         )
+
+    async def epoch(self, name: str) -> int:
+        """Return the row's."""
+        row = self.memory.rows.get(name)
+        return 0 if row is None else row.epoch
 
     async def disconnect(self, name: str, *, purge: bool = False) -> None:
         """Change the row, or remove it."""
@@ -242,6 +255,11 @@ class PostgresStage(Stage):
             error=row["last_error"]["code"] if row["last_error"] else None,
         )
 
+    async def epoch(self, name: str) -> int:
+        """Return the row's."""
+        found = await self.database.fetchval("SELECT epoch FROM connections WHERE id = $1", name)
+        return int(found or 0)
+
     async def disconnect(self, name: str, *, purge: bool = False) -> None:
         """Do as a person's disconnect does."""
         assert await self.connections.disconnect(
@@ -254,7 +272,7 @@ class PostgresStage(Stage):
         authorizations = PostgresAuthorizations(
             self.database, self.cipher, self.connections, clock, recorder=self.recorder
         )
-        epoch = await self.database.fetchval("SELECT epoch FROM connections WHERE id = $1", name)
+        epoch = await self.epoch(name)
         answer = await authorizations.complete(
             Completion(connection_id=name, tokens=tokens, due_at=tokens.expires_at, epoch=epoch)
         )

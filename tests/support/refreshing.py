@@ -16,6 +16,7 @@ from daemon.domain.outcome import FailureReason, Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet
+from daemon.domain.tracing import NO_TRACER, Tracer
 from daemon.refresh.attempts import Ports
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.follower import Follower
@@ -138,6 +139,10 @@ class MemoryJournal:
         if entry is not None and stored:
             self.history.append(entry)
 
+    def is_settled(self, attempt: str) -> bool:
+        """Tell whether it is."""
+        return attempt not in self.kept
+
     async def replies(self) -> AsyncIterator[JournaledReply]:
         """Return what was kept, newest first."""
         for entry in reversed([*self.history, *self.kept.values()]):
@@ -179,6 +184,7 @@ class Replica:
     expected: list[float] = field(default_factory=list)
     listening: bool = True
     recovered: bool = True
+    tracer: Tracer = NO_TRACER
 
     def __post_init__(self) -> None:
         """Join the parts."""
@@ -207,6 +213,7 @@ class Replica:
                 chance=lambda: 0.5,
                 on_disowned=self._disowned,
                 late=self.store,
+                tracer=self.tracer,
             ),
             cache=self.cache,
             slots=self.slots,

@@ -13,6 +13,7 @@ import orjson
 
 from daemon.catalog.discovery import Discovery
 from daemon.config.settings import Refresh
+from daemon.domain.account import Account
 from daemon.domain.authorization import Completion
 from daemon.domain.claim import Claim, Refusal
 from daemon.domain.claimable import Wanted
@@ -22,6 +23,7 @@ from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.provider import ClientAuthentication, Endpoints, Provider, Rotation
 from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet
+from daemon.oauth.identifying import Identifying, KeptGrants, TokenExaminer
 from daemon.oauth.outbound import Outbound
 from daemon.oauth.token_endpoint import TokenEndpoint
 from daemon.persistence.authorizations import PostgresAuthorizations
@@ -33,8 +35,9 @@ from daemon.persistence.journal import Journal
 from daemon.persistence.refreshes import PostgresRefreshes
 from daemon.refresh.attempts import Ports
 from daemon.refresh.cache import TokenCache
-from daemon.refresh.recovery import Recovery, Stored
+from daemon.refresh.recovery import Recovery
 from daemon.refresh.refresher import Refresher
+from daemon.refresh.replaying import Stored
 from daemon.refresh.sending import RefreshRequests
 from daemon.refresh.slots import Slots
 from tests.support.database import open_database
@@ -65,6 +68,7 @@ class RefreshingReplica:
     clock: Clock = field(default_factory=SystemClock)
     pending: list[JournaledReply] = field(default_factory=list)
     authorized: list[tuple[Connection, TokenSet]] = field(default_factory=list)
+    examiner: TokenExaminer | None = None
 
     def __post_init__(self) -> None:
         """Join the parts."""
@@ -119,12 +123,28 @@ class RefreshingReplica:
                 late=self.refreshes,
                 history=self.journal,
                 incarnations=self.incarnations,
+                identities=self._identities(),
                 all_providers=lambda: [self.provider],
             ),
             pending=self.pending,
             refresher=self.refresher,
             settings=Refresh,
             owner=self.journal.owner,
+        )
+
+    def _identities(self) -> KeptGrants | None:
+        """Return who asks whose account an exchange was for, where there is an examiner."""
+        if self.examiner is None:
+            return None
+        identifying = Identifying(
+            examiner=self.examiner,
+            may_merge=lambda _, __: True,
+            clock=self.clock,
+            chance=lambda: 0.5,
+        )
+        discovery = Discovery(session=self.outbound, clock=self.clock)
+        return KeptGrants(
+            identifying, connections=self.connections, resolver=discovery, clock=self.clock
         )
 
     def publish(self, connection_id: str) -> None:
@@ -180,7 +200,9 @@ class RefreshingReplica:
             now=self.clock.now(),
         )
 
-    async def reconnect(self, name: str, grant: Grant, *, later: timedelta) -> None:
+    async def reconnect(
+        self, name: str, grant: Grant, *, later: timedelta, account: Account | None = None
+    ) -> None:
         """Store a new grant, as a person's reconnect does a while later."""
         now = self.clock.now() + later
         tokens = TokenSet(
@@ -193,11 +215,18 @@ class RefreshingReplica:
             expires_at=now + timedelta(hours=1),
         )
         await self.authorizations.complete(
-            Completion(connection_id=name, tokens=tokens, due_at=None)
+            Completion(connection_id=name, tokens=tokens, due_at=None, account=account)
         )
 
     async def exchange(self, name: str, grant: Grant, *, stored: bool = True) -> None:
         """Exchange a code for a grant's tokens, as a callback does; they may be refused."""
+        entry = await self.keep_exchange(name, grant)
+        if stored:
+            await self.reconnect(name, grant, later=entry.sent_at - self.clock.now())
+        await self.journal.settled(entry.attempt, stored=stored)
+
+    async def keep_exchange(self, name: str, grant: Grant) -> JournaledReply:
+        """Exchange a code, and die before anything is stored."""
         now = self.clock.now()
         members = {
             "access_token": grant.access_token,
@@ -205,13 +234,14 @@ class RefreshingReplica:
             "token_type": "Bearer",
             "expires_in": 3600,
         }
-        generation = (await self.connections.versions([name]))[name][0]
+        standing = (await self.incarnations.standing([name]))[name]
         entry = JournaledReply(
             attempt=f"exchange {grant.number}",
             purpose=Purpose.EXCHANGE,
             connection_id=name,
             provider="acme",
-            generation=generation,
+            generation=standing.generation,
+            epoch=standing.epoch,
             scopes=("read",),
             sent_at=now,
             reply=RawReply(
@@ -219,11 +249,11 @@ class RefreshingReplica:
                 headers={"content-type": "application/json"},
                 body=orjson.dumps(members),
             ),
+            caller="billing",
+            callback={},
         )
         await self.journal.keep(entry)
-        if stored:
-            await self.reconnect(name, grant, later=timedelta())
-        await self.journal.settled(entry.attempt, stored=stored)
+        return entry
 
     async def stored(self, name: str) -> tuple[int, str]:
         """Return generation and access token."""
@@ -240,10 +270,11 @@ async def running(
     *,
     prepared: Callable[[RefreshingReplica], None] = lambda _: None,
     recovered: bool = True,
+    examiner: TokenExaminer | None = None,
 ) -> AsyncIterator[RefreshingReplica]:
     """Run a replica: recovered, and watching its database."""
     async with AsyncExitStack() as stack:
-        here = RefreshingReplica(url, directory, cipher, provider)
+        here = RefreshingReplica(url, directory, cipher, provider, examiner=examiner)
         prepared(here)
         stack.push_async_callback(here.journal.close)
         await stack.enter_async_context(here.outbound)

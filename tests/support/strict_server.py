@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -53,10 +54,18 @@ class StrictServer:
     """Token, revocation and authorization endpoint on a free port of loopback.
 
     ``delay`` is asked before each token reply for the seconds it takes, after the rotation.
-    The authorization page asks nobody: it says yes.
+    The authorization page asks nobody: it says yes. ``listening`` is a socket to serve instead,
+    which may be in another network namespace.
     """
 
-    def __init__(self, *, expires_in: int = 3600, delay: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        expires_in: int = 3600,
+        delay: Callable[[], float] = lambda: 0.0,
+        listening: socket.socket | None = None,
+    ) -> None:
+        self._listening = listening
         self.expires_in = expires_in
         self.delay = delay
         self.grants: list[Grant] = []
@@ -77,7 +86,8 @@ class StrictServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1024)
+        listening = self._listening or socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._server = await asyncio.start_server(self._accept, sock=listening, backlog=1024)
         return self
 
     async def __aexit__(

@@ -86,6 +86,8 @@ class Tokenward:
         # What ``python -m`` runs; the daemon's own arguments follow.
         self.program: tuple[str, ...] = ("daemon",)
         self.arguments: tuple[str, ...] = ()
+        # In front of everything: where it runs.
+        self.launcher: tuple[str, ...] = ()
         self.process: subprocess.Popen[bytes] | None = None
         self._session: ClientSession | None = None
 
@@ -122,7 +124,8 @@ class Tokenward:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 [
-                    *(sys.executable, "-m", *self.program, "--config", str(self.config_path)),
+                    *(*self.launcher, sys.executable, "-m", *self.program),
+                    *("--config", str(self.config_path)),
                     *("run", *self.arguments),
                 ],
                 cwd=ROOT,

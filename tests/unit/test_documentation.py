@@ -23,6 +23,7 @@ from daemon.domain.history import Event, EventType
 from daemon.sidecar.ops import Health, create_ops_app
 from daemon.sidecar.public import PublicParts, create_public_app
 from daemon.telemetry.metrics import Metrics
+from daemon.telemetry.sinks import SinkTelemetry
 from daemon.telemetry.token_reads import TokenReads
 from daemon.upkeep.webhooks import sign
 from tests.support.api_routes import api_routes
@@ -77,6 +78,7 @@ def _metrics() -> Iterator[str]:
     metrics.watch_log(lambda: 0)
     metrics.watch_journal(lambda: 0)
     TokenReads(registry, providers=["acme"])
+    SinkTelemetry(registry)
     suffixes = {"counter": "_total", "info": "_info"}
     for family in registry.collect():
         if family.name.startswith("tokenward_"):

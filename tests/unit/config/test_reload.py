@@ -30,7 +30,7 @@ _ENVIRON: Mapping[str, str] = {"K": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8
         (f"{_ACME}\npublic_url: https://a.example", [], ["public_url"]),
         (f"{_ACME}\nlisten: {{ops: {{address: 127.0.0.1:1}}}}", [], ["listen.ops"]),
         (f"{_ACME}\ndatabase: {{url: postgresql://h}}", [], ["database.url"]),
-        (f"{_ACME}\n{_KEYS}", [], ["encryption.keys"]),
+        (f"{_ACME}\n{_KEYS}", ["encryption.keys"], []),
     ],
 )
 def test_changes(desk: Desk, text: str, applied: list[str], restart: list[str]) -> None:

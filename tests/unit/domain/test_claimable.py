@@ -36,7 +36,7 @@ def expected(row: ScheduleRow, *, forced: bool) -> RefusalReason | None:
     rules = [
         (row.status in DEAD or not row.has_refresh_token, RefusalReason.NOT_REFRESHABLE),
         (row.generation > WANTED.generation, RefusalReason.SUPERSEDED),
-        (row.state is ClaimState.SENDING, RefusalReason.SENDING),
+        (row.state is ClaimState.SENDING or row.rests, RefusalReason.SENDING),
         (
             (row.state is ClaimState.IN_DOUBT or row.failures > 0 or row.arrived_expired)
             and row.due_at != START
@@ -53,8 +53,9 @@ def expected(row: ScheduleRow, *, forced: bool) -> RefusalReason | None:
 def test_the_whole_table(status: Status, state: ClaimState, forced: bool) -> None:  # noqa: FBT001
     """Every combination is refused for the first reason that holds, or not at all."""
     wanted = replace(WANTED, forced=forced)
-    rows = product((None, START, START + SOON), (0, 1, 7), (2, 3, 4), (True, False), (True, False))
-    for due_at, failures, generation, has_refresh_token, arrived_expired in rows:
+    either = (True, False)
+    rows = product((None, START, START + SOON), (0, 1, 7), (2, 3, 4), either, either, either)
+    for due_at, failures, generation, has_refresh_token, arrived_expired, rests in rows:
         row = ScheduleRow(
             status=status,
             state=state,
@@ -63,6 +64,7 @@ def test_the_whole_table(status: Status, state: ClaimState, forced: bool) -> Non
             generation=generation,
             has_refresh_token=has_refresh_token,
             arrived_expired=arrived_expired,
+            rests=rests,
         )
         assert refusal(row, wanted, START) is expected(row, forced=forced), row
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from urllib.parse import parse_qs
@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.domain.provider import ClientAuthentication, Provider
 from daemon.domain.reply import Fault, NoReply, RawReply
+from daemon.oauth.outbound import MaySend
 from daemon.oauth.token_endpoint import TokenEndpoint
 from daemon.oauth.token_request import Exchange, Message, Refresh
 
@@ -75,13 +76,13 @@ class FakeSession:
         body: bytes,
         *,
         hard_timeout: float,
-        may_send: Callable[[], bool] | None = None,
+        may_send: MaySend | None = None,
     ) -> RawReply | NoReply:
         """Record the request and return the next answer."""
         assert url == URL
         self.timeouts.append(hard_timeout)
         self.clock.seconds += self.connecting
-        if may_send is not None and not may_send():
+        if may_send is not None and not await may_send():
             return NoReply(sent=False, fault=Fault.LATE)
         pairs = parse_qs(body.decode("ascii"))
         self.sent.append({name: values[0] for name, values in pairs.items()})
@@ -277,7 +278,7 @@ async def test_cancellation_goes_through() -> None:
             body: bytes,  # noqa: ARG002 - the port's
             *,
             hard_timeout: float,  # noqa: ARG002 - the port's
-            may_send: Callable[[], bool] | None = None,  # noqa: ARG002 - the port's
+            may_send: MaySend | None = None,  # noqa: ARG002 - the port's
         ) -> RawReply | NoReply:
             await asyncio.Event().wait()
             raise AssertionError

@@ -1,4 +1,4 @@
-"""Which keys may be used with which database, and how keys are listed."""
+"""Which keys may be used with which database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from daemon.config.settings import EncryptionKey
 from daemon.domain.clock import system_entropy
 from daemon.domain.errors import KeyringError
 from daemon.persistence.cipher import TokenCipher
-from daemon.persistence.keyring import Keyring, KeyStatus, generate_key, judge, status
+from daemon.persistence.keyring import Keyring, generate_key, judge
 
 A, B, C = (EncryptionKey(id=name, secret=name.encode() * 32) for name in "ABC")
 
@@ -72,23 +72,24 @@ def test_a_generated_key_is_32_bytes_in_base64() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "known", "listed"),
-    [
-        (
-            (A, B),
-            ("B", "C"),
-            [
-                KeyStatus(id="A", encrypts=True, configured=True, known=False),
-                KeyStatus(id="B", encrypts=False, configured=True, known=True),
-                KeyStatus(id="C", encrypts=False, configured=False, known=True),
-            ],
-        ),
-        ((), ("C",), [KeyStatus(id="C", encrypts=False, configured=False, known=True)]),
-        ((), (), []),
-    ],
+    ("keys", "known", "in_use", "new"),
+    [((A,), (A, B), "A", ()), ((C, A), (A, B), "A", ("C",)), ((A,), (B,), "", ("A",))],
 )
-def test_status_lists_every_key_once(
-    keys: tuple[EncryptionKey, ...], known: tuple[str, ...], listed: list[KeyStatus]
+def test_a_key_that_nothing_needs_may_be_missing(
+    keys: tuple[EncryptionKey, ...],
+    known: tuple[EncryptionKey, ...],
+    in_use: str,
+    new: tuple[str, ...],
 ) -> None:
-    """Every configured or known key is listed once, the encrypting one first."""
-    assert status(Keyring(keys=keys) if keys else None, known) == listed
+    """Only keys in use must be at hand: others were announced, or rotated away from."""
+    cipher = TokenCipher(keys, entropy=system_entropy)
+    canaries = {key.id: canary(key) for key in known}
+    assert judge(Keyring(keys=keys), cipher, canaries, in_use=set(in_use)) == new
+
+
+def test_an_id_is_for_one_key_for_ever() -> None:
+    """Another secret under the id of a key that was rotated away from is refused, too."""
+    wrong = EncryptionKey(id="A", secret=B.secret)
+    cipher = TokenCipher([C, wrong], entropy=system_entropy)
+    with pytest.raises(KeyringError, match="'A' is not the key"):
+        judge(Keyring(keys=(C, wrong)), cipher, {"A": canary(A)}, in_use=())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from daemon.domain.claim import ClaimState
+from daemon.domain.claim import Claim, ClaimState, Settled, Settlement
 from daemon.domain.connection import Status
 from daemon.domain.history import EventType
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
+from tests.support.clock import FakeClock
+from tests.support.memory_refreshes import MemoryRefreshes
 from tests.support.refreshing import Replica, tokens
 
 INVALID_GRANT = Outcome(
@@ -196,3 +199,62 @@ async def test_an_orphan_whose_request_was_in_vain(asked_in_vain: int) -> None:
     await refreshed(here)
     assert here.sender.sent == ["refresh 1", *["orphan"] * (asked_in_vain + 1)]
     assert here.row().status is Status.ACTIVE
+
+
+class HeldStore(MemoryRefreshes):
+    """A store whose settlements wait, once, until ``let_go`` is set; ``reached`` says so."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.reached, self.let_go = asyncio.Event(), asyncio.Event()
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
+        """Settle, later."""
+        self.reached.set()
+        await self.let_go.wait()
+        return await super().settle(settlements, now=now)
+
+
+async def test_no_claim_is_taken_again_for_an_attempt_that_has_ended() -> None:
+    """It would be nobody's: what is done about open attempts waits for an end being stored."""
+    clock = FakeClock()
+    store = HeldStore(clock)
+    here = Replica(clock=clock, shared_store=store)
+    here.add()
+    here.sender.outcomes = [NO_ANSWER]
+    flight = asyncio.create_task(here.refresher.refresh(here.wanted(forced=True)))
+    await clock.run(3)
+    assert store.reached.is_set()
+    again: list[str] = []
+
+    async def claim_again(claim: Claim) -> None:
+        again.append(claim.attempt)
+
+    claiming = asyncio.create_task(here.refresher.attempts.each_open(claim_again))
+    await clock.settle()
+    assert not claiming.done()
+    store.let_go.set()
+    await clock.run(5)
+    await asyncio.gather(claiming, flight)
+    assert again == []
+
+
+async def test_a_claim_is_taken_again_while_its_end_cannot_be_stored() -> None:
+    """Between two tries: the reply in hand is what nobody else may ask for."""
+    here = Replica()
+    here.add()
+    here.store.is_refusing = True
+    flight = asyncio.create_task(here.refresher.refresh(here.wanted(forced=True)))
+    await here.clock.run(3)
+    again: list[str] = []
+
+    async def claim_again(claim: Claim) -> None:
+        again.append(claim.connection_id)
+
+    await here.refresher.attempts.each_open(claim_again)
+    assert again == ["acme-1"]
+    here.store.is_refusing = False
+    await here.clock.run(10)
+    await flight
+    await here.refresher.attempts.each_open(claim_again)
+    assert again == ["acme-1"]

@@ -246,3 +246,27 @@ def test_abandoned(rotation: Rotation, overdue: float, due: float) -> None:
     assert settlement.touches_connection
     assert settlement.last_error is not None
     assert settlement.last_error.code == "in_doubt"
+
+
+def test_a_claim_taken_over_by_another_rests_before_any_resend() -> None:
+    """Its owner may be about to store the reply; where the profile waits longer, that counts."""
+    claim = Abandoned(
+        connection_id="acme-1",
+        provider="acme",
+        attempt="attempt",
+        failures=0,
+        generation=7,
+        issued_at=START,
+        expires_at=at(3600),
+        overdue=timedelta(seconds=1),
+    )
+    for rotation, due in ((STATIC, 10), (STRICT, 3480)):
+        settlement = abandoned(
+            claim,
+            rotation,
+            START,
+            0.5,
+            hold=timedelta(seconds=120),
+            rests=timedelta(seconds=10),
+        )
+        assert (settlement.due_at, settlement.rests) == (at(due), timedelta(seconds=10))

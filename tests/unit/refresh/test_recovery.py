@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import orjson
 import pytest
 
+from daemon.domain.account import Account
 from daemon.domain.authorization import (
     Completion,
     NotStored,
     NotStoredReason,
     StoredAuthorization,
 )
-from daemon.domain.claim import Claim, ClaimState, Refusal, Settlement
+from daemon.domain.claim import Claim, ClaimState, Refusal, Settlement, Standing
 from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DecryptionError
 from daemon.domain.history import EventType
 from daemon.domain.journal import JournaledReply, Purpose
-from daemon.domain.provider import RevocationRequest, TestRequest
+from daemon.domain.outcome import Granted
+from daemon.domain.provider import Provider, RevocationRequest, TestRequest
 from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet
-from daemon.refresh.recovery import Recovery, Stored
+from daemon.oauth.identifying import Identity
+from daemon.refresh.recovery import Recovery
+from daemon.refresh.replaying import Stored
 from tests.support.clock import START, FakeClock
 from tests.support.memory_refreshes import MemoryRefreshes
 from tests.support.refreshing import ACME, Replica
@@ -51,6 +56,7 @@ class PartlyLocked(MemoryRefreshes):
         attempt: str,
         generation: int,
         sent_at: datetime,
+        epoch: int,
         owner: str,
         hold: timedelta,
     ) -> Claim | Refusal | None:
@@ -62,16 +68,22 @@ class PartlyLocked(MemoryRefreshes):
             attempt=attempt,
             generation=generation,
             sent_at=sent_at,
+            epoch=epoch,
             owner=owner,
             hold=hold,
         )
 
 
 class Exchanges:
-    """Port: Exchanged. Every connection is at generation 6 afterwards, unless ``refused``."""
+    """Port: Exchanged. Every connection is at generation 6 afterwards, unless ``refused``.
+
+    Where ``generation`` is set, it is superseded unless it is only after that one.
+    """
 
     def __init__(self) -> None:
         self.refused: NotStoredReason | None = None
+        self.generation: int | None = None
+        self.merged: str | None = None
         self.asked: list[Completion] = []
 
     async def complete(self, completion: Completion) -> StoredAuthorization | NotStored:
@@ -79,6 +91,8 @@ class Exchanges:
         self.asked.append(completion)
         if self.refused is not None:
             return NotStored(reason=self.refused)
+        if self.generation is not None and self.generation != completion.only_after:
+            return NotStored(reason=NotStoredReason.SUPERSEDED)
         connection = Connection(
             id=completion.connection_id,
             provider="acme",
@@ -88,7 +102,7 @@ class Exchanges:
             created_at=START,
             updated_at=START,
         )
-        return StoredAuthorization(connection=connection)
+        return StoredAuthorization(connection=connection, merged=self.merged)
 
 
 def reply(body: object, *, status: int = 200, attempt: str = "attempt 1") -> JournaledReply:
@@ -105,6 +119,65 @@ def reply(body: object, *, status: int = 200, attempt: str = "attempt 1") -> Jou
     )
 
 
+class Asked:
+    """Port: Identities. Everybody is account 17; ``found`` has the attempts asked about."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    async def identify(
+        self, entry: JournaledReply, provider: Provider, granted: Granted, tokens: TokenSet
+    ) -> Identity:
+        """Answer."""
+        del provider, granted, tokens
+        self.found.append(entry.attempt)
+        account = Account(account_id="17")
+        return Identity(
+            account=account,
+            next_test_at=START + timedelta(days=1),
+            may_merge=lambda other: other == "theirs",
+        )
+
+    async def identity(
+        self, entry: JournaledReply, provider: Provider, granted: Granted, tokens: TokenSet
+    ) -> Identity:
+        """Never: nothing here is forgotten by a database."""
+        raise AssertionError(entry, provider, granted, tokens)
+
+
+class OneIncarnation:
+    """Port: Incarnations, of a database that forgets nothing; ``place`` is where all stands."""
+
+    def __init__(self, place: Standing) -> None:
+        self.place = place
+
+    async def current(self) -> str:
+        """Return its name."""
+        return "the only one"
+
+    async def is_known(self, incarnation: str) -> bool:
+        """Tell that it is."""
+        return incarnation == "the only one"
+
+    async def changed(self) -> None:
+        """Never return."""
+        await asyncio.Event().wait()
+
+    async def trust(self, incarnation: str) -> None:
+        """Agree."""
+
+    def hold_back(self, providers: Collection[str]) -> None:
+        """Hold nothing back."""
+
+    async def all_replayed(self, incarnation: str) -> bool:
+        """Tell that nobody else is there."""
+        return incarnation == "the only one"
+
+    async def standing(self, ids: Sequence[str]) -> Mapping[str, Standing]:
+        """Return the one place for each."""
+        return dict.fromkeys(ids, self.place)
+
+
 class Restarted:
     """A replica that starts with what its journal kept."""
 
@@ -115,6 +188,9 @@ class Restarted:
         self.here.journal.kept = {entry.attempt: entry for entry in kept}
         self.authorized: list[tuple[Connection, TokenSet]] = []
         self.exchanges = Exchanges()
+        self.identities: Asked | None = None
+        self.place: Standing | None = None
+        self.gone: list[str] = []
         self.disowned = 0
 
     async def claim(self, owner: str = "one") -> Claim:
@@ -138,7 +214,10 @@ class Restarted:
             clock=here.clock,
             chance=lambda: 0.5,
             on_disowned=self._disowned,
+            on_gone=self.gone.append,
             late=here.store,
+            identities=self.identities,
+            incarnations=None if self.place is None else OneIncarnation(self.place),
         )
         recovery = Recovery(
             stored,
@@ -284,8 +363,47 @@ async def test_a_kept_exchange_is_stored_as_it_was_begun() -> None:
     after.here.providers["acme"] = replace(ACME, test=TestRequest(interval=None))
     after.here.journal.kept["again"] = replace(entry, attempt="again")
     await after.recover()
-    assert after.exchanges.asked[-1].next_test_at is None
+    # Nobody has asked whose it is yet, also where it is never asked again.
+    assert after.exchanges.asked[-1].next_test_at == START
     assert after.exchanges.asked[-1].revokes_replaced
+    assert not after.exchanges.asked[-1].may_merge("acme-2")
+
+
+async def test_whose_account_a_kept_exchange_was_for_is_asked_before_it_is_stored() -> None:
+    """A crash must not let somebody else's tokens into a connection."""
+    after = Restarted(replace(reply(NEW, attempt="exchange"), purpose=Purpose.EXCHANGE))
+    after.identities = Asked()
+    after.exchanges.merged = "acme-1"
+    await after.recover()
+    (completion,) = after.exchanges.asked
+    assert after.identities.found == ["exchange"]
+    assert completion.account == Account(account_id="17")
+    assert completion.next_test_at == START + timedelta(days=1)
+    assert (completion.may_merge("theirs"), completion.may_merge("others")) == (True, False)
+    assert after.gone == ["acme-1"]
+    assert after.here.journal.kept == {}
+
+
+@pytest.mark.parametrize(
+    ("granted_before", "expected"),
+    [(timedelta(hours=1), [1, 2]), (timedelta(seconds=3), [1]), (timedelta(0), [1]), (None, [1])],
+)
+async def test_a_refresh_of_the_old_grant_supersedes_no_exchange(
+    granted_before: timedelta | None, expected: list[int]
+) -> None:
+    """The person came back while it was under way: the new grant goes over what it brought."""
+    after = Restarted(replace(reply(NEW, attempt="exchange"), purpose=Purpose.EXCHANGE))
+    after.exchanges.generation = 2
+    after.place = Standing(
+        status=Status.ACTIVE,
+        generation=2,
+        epoch=0,
+        granted_at=None if granted_before is None else START - granted_before,
+    )
+    await after.recover()
+    assert [one.only_after for one in after.exchanges.asked] == expected
+    assert len(after.authorized) == len(expected) - 1
+    assert after.here.journal.kept == {}
 
 
 @pytest.mark.parametrize("reason", list(NotStoredReason))

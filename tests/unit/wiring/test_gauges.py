@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
-from daemon.persistence.connections import Census
+from daemon.persistence.census import Census
 from daemon.telemetry.metrics import Metrics
 from daemon.wiring.housekeeping import Housekeeping
 from tests.support.clock import FakeClock
@@ -43,12 +43,10 @@ async def _counts(seconds: float) -> int:
     housekeeping = Housekeeping(
         connections=store,
         refreshes=store,
-        authorizations=_NOBODY,
-        history=_NOBODY,
-        orphans=_NOBODY,
+        retention=_NOBODY,
         incarnations=_NOBODY,
         tests=_NOBODY,
-        retention=timedelta,
+        keep_events=timedelta,
         discovery=_NOBODY,
         cache=_NOBODY,
         journal=_NOBODY,
