@@ -25,11 +25,11 @@ from daemon.config.settings import EncryptionKey
 from daemon.domain.clock import system_entropy
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.segments import Kind, scan, segment_files
+from tests.campaigns.nursery import ForkedTokenward, Nursery
 from tests.support.oauth_flow import Reply
 from tests.support.oidc_provider import OidcProvider
 from tests.support.polling import eventually
 from tests.support.server_events import digest
-from tests.support.tokenward import Tokenward
 
 log = structlog.get_logger()
 
@@ -70,7 +70,7 @@ class KillCampaign:
     ) -> None:
         self.report = Report(seed=seed)
         self._chance = random.Random(seed)  # noqa: S311 - moments, not secrets
-        self._daemon = Tokenward(directory)
+        self._daemon = ForkedTokenward(directory)
         self._database_url = database_url
         self._cipher = TokenCipher([EncryptionKey(id="k1", secret=_KEY)], entropy=system_entropy)
         self._wanted = connections
@@ -80,7 +80,7 @@ class KillCampaign:
 
     async def run(self, kills: int) -> Report:
         """Kill so many times, then balance the books."""
-        with OidcProvider() as server:
+        with OidcProvider() as server, Nursery() as self._daemon.nursery:
             self._daemon.settings |= self._settings(server)
             try:
                 await self._daemon.start()

@@ -23,6 +23,7 @@ from aiohttp import ClientError
 from daemon.demo.authorization_server.child import Event
 from tests.campaigns.doomed import Doing, Doom, doom
 from tests.campaigns.kill import KillCampaign, imported, is_idle, successors
+from tests.campaigns.nursery import Nursery
 from tests.support.oauth_flow import browser_session
 from tests.support.oidc_provider import OidcProvider
 from tests.support.polling import eventually
@@ -87,9 +88,13 @@ class NamedKills(KillCampaign):
     async def run_at(self, moments: Sequence[Doom]) -> NamedReport:
         """Be killed at each of the moments, and balance the books after each."""
         # Long lives: nothing but what a round asks for is refreshed, or meets its moment.
-        with OidcProvider(
-            redirect_uris=(self._daemon.redirect_uri,), access_token_lifetime=timedelta(hours=1)
-        ) as server:
+        with (
+            Nursery() as self._daemon.nursery,
+            OidcProvider(
+                redirect_uris=(self._daemon.redirect_uri,),
+                access_token_lifetime=timedelta(hours=1),
+            ) as server,
+        ):
             self._daemon.settings |= self._settings(server)
             provider = self._daemon.settings["providers"]["acme"]
             provider["authorization_params"] = {"prompt": "consent"}

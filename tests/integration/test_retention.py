@@ -97,8 +97,7 @@ async def old_events(database: Database, number: int) -> None:
 async def counts(database: Database) -> dict[str, int]:
     """Return the number of rows of each table that a rule is about."""
     return {
-        rule.table: await database.fetchval(f"SELECT count(*) FROM {rule.table}")
-        for rule in RULES
+        rule.table: await database.fetchval(f"SELECT count(*) FROM {rule.table}") for rule in RULES
     }
 
 

@@ -258,7 +258,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                     _end(task)
         finally:
             asyncio._set_running_loop(None)
-        self._tasks.clear()
+        # What was never begun goes without a word, too.
+        with warnings.catch_warnings(action="ignore"):
+            self._tasks.clear()
 
     def _add(self, made: Callback) -> None:
         life = made.life

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 import orjson
@@ -62,6 +62,23 @@ class Reply:
         return parsed
 
 
+class Process(Protocol):
+    """What is asked of a daemon's process: ``subprocess.Popen``, or one that was forked."""
+
+    @property
+    def pid(self) -> int:
+        """Return its number."""
+
+    def poll(self) -> int | None:
+        """Return its exit code; ``None`` while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Block until it has ended. Raises subprocess.TimeoutExpired."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal."""
+
+
 class Tokenward:
     """One daemon process. ``settings`` is merged over a configuration with free ports."""
 
@@ -88,7 +105,7 @@ class Tokenward:
         self.arguments: tuple[str, ...] = ()
         # In front of everything: where it runs.
         self.launcher: tuple[str, ...] = ()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self._session: ClientSession | None = None
 
     @property
@@ -121,13 +138,15 @@ class Tokenward:
     def spawn(self) -> None:
         """Start the process without waiting for it."""
         self.write_config()
+        self.process = self.launch(
+            [*self.program, "--config", str(self.config_path), "run", *self.arguments]
+        )
+
+    def launch(self, arguments: list[str]) -> Process:
+        """Start Python with a module and its arguments; what it says goes to the log."""
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                [
-                    *(*self.launcher, sys.executable, "-m", *self.program),
-                    *("--config", str(self.config_path)),
-                    *("run", *self.arguments),
-                ],
+            return subprocess.Popen(  # noqa: S603 - our own interpreter
+                [*self.launcher, sys.executable, "-m", *arguments],
                 cwd=ROOT,
                 env={"PATH": os.environ["PATH"], "HOME": str(self.directory)},
                 stdin=subprocess.DEVNULL,
