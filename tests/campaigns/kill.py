@@ -151,12 +151,12 @@ class KillCampaign:
 
     def _journalled(self) -> set[str]:
         """Return the digests of all refresh tokens that a journal file holds, whole."""
-        paths = segment_files(self._daemon.state_dir / "journal")
-        for path in paths:
-            # Only the newest file of a journal is written to; each start begins another one.
-            if path not in self._read or path == paths[-1]:
+        *closed, newest = segment_files(self._daemon.state_dir / "journal")
+        # Only the newest file of a journal is written to; each start begins another one.
+        for path in closed:
+            if path not in self._read:
                 self._read[path] = self._tokens_in(path)
-        return set().union(*(self._read[path] for path in paths))
+        return self._tokens_in(newest).union(*(self._read[path] for path in closed))
 
     def _tokens_in(self, path: Path) -> set[str]:
         found: set[str] = set()

@@ -106,6 +106,14 @@ CASES = (
         at=15,
     ),
     Case(
+        alert="TokenwardSinkFailing", why="a disk is full", series=bare("tokenward_sinks_failing", "0 2x10"),
+        at=6, fires=((AT, 2),),
+    ),
+    Case(
+        alert="TokenwardSinkFailing", why="written at the next try",
+        series=bare("tokenward_sinks_failing", "0 1 1 0x10"), at=8,
+    ),
+    Case(
         alert="TokenwardLogLinesDropped", why="some were lost",
         series=bare("tokenward_log_lines_dropped_total", "0x5 30x20"), at=6, fires=((AT, 30),),
     ),

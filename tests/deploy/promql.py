@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from daemon.domain.clock import SystemClock
 from daemon.telemetry.metrics import Metrics
+from daemon.telemetry.sinks import SinkTelemetry
 from daemon.telemetry.token_reads import TokenReads
 from tests.deploy.prometheus import Rule
 
@@ -71,6 +72,7 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     metrics.watch_log(lambda: 0)
     metrics.watch_journal(lambda: 0)
     TokenReads(registry, providers=["acme"])
+    SinkTelemetry(registry)
     # What Prometheus adds by itself.
     found: dict[str, dict[str, set[str]]] = {"up": {}}
     for family in registry.collect():

@@ -138,6 +138,8 @@ def _field(field: str, labels: Mapping[str, str], value: float) -> str:
     """Return what Prometheus puts in the place of a template's field."""
     if field.startswith("$labels."):
         return labels[field.removeprefix("$labels.")]
+    if field == "$value":
+        return f"{value:g}"
     if field == "$value | humanizePercentage":
         return f"{value * 100:.4g}%"
     matched = _FORMAT.fullmatch(field)
