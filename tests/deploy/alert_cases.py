@@ -106,8 +106,8 @@ CASES = (
         at=15,
     ),
     Case(
-        alert="TokenwardSinkFailing", why="a disk is full", series=bare("tokenward_sinks_failing", "0 2x10"),
-        at=6, fires=((AT, 2),),
+        alert="TokenwardSinkFailing", why="a disk is full",
+        series=bare("tokenward_sinks_failing", "0 2x10"), at=6, fires=((AT, 2),),
     ),
     Case(
         alert="TokenwardSinkFailing", why="written at the next try",
