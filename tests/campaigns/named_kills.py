@@ -84,6 +84,7 @@ class NamedKills(KillCampaign):
         self.found = NamedReport()
         self._armed = directory / "armed"
         self._following: Doom | None = None
+        self._ended_grants: list[str] = []
 
     async def run_at(self, moments: Sequence[Doom]) -> NamedReport:
         """Be killed at each of the moments, and balance the books after each."""
@@ -101,6 +102,7 @@ class NamedKills(KillCampaign):
             try:
                 for moment, self._following in zip_longest(moments, moments[1:]):
                     await self._at(moment, server)
+                await self._until_revoked(server)
                 await self._daemon.stop()
             finally:
                 await self._daemon.close()
@@ -188,11 +190,7 @@ class NamedKills(KillCampaign):
         reply = await self._daemon.token(name)
         if has_ended:
             self._check(reply.status == 409, f"a token request is answered with {reply.status}")
-
-            async def is_revoked() -> bool:
-                return not await server.is_active(granted.refresh_token)
-
-            await eventually(is_revoked, within=60, what=f"the revocation after {moment}")
+            self._ended_grants.append(granted.refresh_token)
         else:
             self._check(reply.status == 200, f"a token request is answered with {reply.status}")
 
@@ -214,6 +212,14 @@ class NamedKills(KillCampaign):
             self.found.not_met.append(str(moment))
             self._daemon.signal(signal.SIGKILL)
             await self._daemon.ended()
+
+    async def _until_revoked(self, server: OidcProvider) -> None:
+        """Wait for all revocations at once: one that a kill cut off is tried again in a minute."""
+
+        async def are_revoked() -> bool:
+            return not any([await server.is_active(token) for token in self._ended_grants])
+
+        await eventually(are_revoked, within=120, what="the revocations")
 
     def _prepare_next(self) -> None:
         """Let the next start be an undisturbed one, of a process that the next round can end."""

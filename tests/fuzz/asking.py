@@ -214,6 +214,7 @@ class _Request:
         self.content_type = content_type
         self.content_length = len(body)
         self.charset = None
+        self.protocol = None
         self.headers: dict[str, str] = {}
         self._left = body
 
