@@ -130,6 +130,9 @@ class KillCampaign:
                 self.report.lost_on_the_wire.add(current)
             if name in self._names:
                 self._names.remove(name)
+        # Strict: what is in doubt is not sent again before its token ends. Others take its place.
+        doubted = await self._in_doubt()
+        self._names = [name for name in self._names if name not in doubted]
 
     async def _hammer(self, name: str) -> None:
         """Ask for something newer, again and again, as a caller with a 401 does."""
@@ -191,6 +194,16 @@ class KillCampaign:
             )
             for row in rows
         }
+
+    async def _in_doubt(self) -> set[str]:
+        connection = await asyncpg.connect(self._database_url)
+        try:
+            rows = await connection.fetch(
+                "SELECT connection_id FROM refresh_schedule WHERE state = 'in_doubt'"
+            )
+        finally:
+            await connection.close()
+        return {row["connection_id"] for row in rows}
 
     def _count_sends(self, server: OidcProvider) -> None:
         requests = server.token_requests()
