@@ -31,15 +31,24 @@ class Pacing:
         self._free_at: defaultdict[str, float] = defaultdict(lambda: -inf)
         self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def turn(self, provider: str, *, rate: float) -> None:
-        """Return when a request may leave: now, or later where too many have just left."""
+    async def turn(self, provider: str, *, rate: float, by: float = inf) -> bool:
+        """Return when a request may leave: now, or later where too many have just left.
+
+        ``False``, and no slot is taken, where that would be after the boot time ``by``.
+        """
         line = self._lines[provider]
         if not line.locked() and self._passes(provider, rate) <= 0:
-            return
+            return True
         # In order of arrival; only the first looks at the clock.
         async with line:
-            while (wait := self._passes(provider, rate)) > 0:
+            while self._clock.boottime() <= by:
+                wait = self._passes(provider, rate)
+                if wait <= 0:
+                    return True
+                if self._clock.boottime() + wait > by:
+                    break
                 await self._clock.sleep(wait)
+        return False
 
     def _passes(self, provider: str, rate: float) -> float:
         """Take the next slot if it has come; else return the seconds until it does."""

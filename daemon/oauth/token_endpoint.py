@@ -228,8 +228,8 @@ class _Attempt:
     async def _may_send(self) -> bool:
         if self.send_by is None:
             return True
-        await self.pacing.turn(self.provider.name, rate=self.provider.rate)
-        return self.clock.boottime() <= self.send_by
+        may = await self.pacing.turn(self.provider.name, rate=self.provider.rate, by=self.send_by)
+        return may and self.clock.boottime() <= self.send_by
 
 
 def _is_unknown_client(outcome: Outcome) -> bool:

@@ -18,6 +18,8 @@ from daemon.persistence.postgres import Database, DatabaseConnection
 _BATCH = 1000
 # One turn. What it leaves over is the next one's, some minutes later and on any replica.
 _PATIENCE = 60.0
+# The session that holds the turn is ended by the server when it is idle for 15 s.
+_LONGEST_REST = 4.0
 # Held by an idle transaction: it ends with its connection, and no leader has to be found missing.
 _TURN = "SELECT pg_try_advisory_xact_lock(20261124)"
 # Before PostgreSQL ends a transaction that is idle for 15 s. By the simple protocol, which also
@@ -114,4 +116,5 @@ class Retention:
             now = self._clock.boottime()
             if count < _BATCH or now >= give_up:
                 return removed, count < _BATCH
-            await self._clock.sleep(now - began)
+            # Shorter than what ends the session that holds the turn (``dialing.Limits``).
+            await self._clock.sleep(min(now - began, _LONGEST_REST))

@@ -92,7 +92,7 @@ class Attempts:
             with self._committing.open(claim.attempt):
                 await self._traced(claim, since)
         finally:
-            del self._in_flight[claim.attempt]
+            self._in_flight.pop(claim.attempt, None)
 
     async def each_open(self, work: Callable[[Claim], Awaitable[object]]) -> None:
         """Do something about every claim in flight whose end is not stored meanwhile."""
@@ -145,6 +145,8 @@ class Attempts:
         if learns_first:
             await self._learn(claim, outcome)
         is_stored = await self.conclude(claim, provider, outcome, sent=sent)
+        # What is stored may be forgotten from here on, like any other commit: see Reconciliation.
+        self._in_flight.pop(claim.attempt, None)
         await self._ports.journal.settled(claim.attempt, stored=is_stored)
         if sent.asked and not learns_first:
             await self._learn(claim, outcome)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -261,7 +261,8 @@ class Reconciliation:
         stored = answer.connection
         if answer.merged is not None:
             self._ports.on_gone(answer.merged)
-        self._ports.on_authorized(stored, tokens)
+        # It may have been merged into another connection, or lifted above what was known of it.
+        self._ports.on_authorized(stored, replace(tokens, generation=stored.generation))
         _told(entry, standing.generation)
         return True
 

@@ -116,9 +116,12 @@ class Recovery:
         self._pending, self._later = self._later, []
         try:
             await self._go_through()
-        except DatabaseUnavailableError:
+        except StorageError as error:
+            # Nothing else holds these replies ready: whatever the reason, they stay.
             self._later += self._pending
             self._pending = []
+            if not isinstance(error, DatabaseUnavailableError):
+                raise
 
     async def _wait(self, error: StorageError) -> None:
         """Leave the database alone for a while; what is no absence is told."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -34,6 +36,9 @@ Not a coroutine function: what is answered at once costs no task switch. May rai
 _BACKLOG = 1024
 # Enough for the last bytes of ordinary answers; whoever reads slower than that is cut.
 _LAST_WORDS = 0.5
+# From 3.13 on both event loops would remove a socket's file at the end, systemd's too. We remove
+# our own ourselves, and only where it is still ours.
+_LEAVE_THE_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class Listener:
@@ -157,6 +162,7 @@ class Listener:
                 lambda: self._stranger(server, unix_socket=True),
                 sock=sock,
                 backlog=_BACKLOG,
+                **_LEAVE_THE_FILE,
             )
         )
 

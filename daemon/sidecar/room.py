@@ -8,7 +8,7 @@ some thousand silent sockets would keep the garbage collector busy, and all othe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -35,12 +35,17 @@ class Limits:
     """From the first byte of a request's head (a new connection: from connecting) to its end."""
     idle_timeout: float = 75.0
     """Between two requests on one connection."""
+    patience: float = 1.0
+    """How long one may hold back its head or body before it gives way sooner than idle ones do.
+
+    Who means well sends at once; this leaves time for a lost packet, and for a busy loop of ours.
+    """
     write_deadline: float = 60.0
     """How long a caller may leave our send buffer full."""
     linger: float = 2.0
     """How long the unread rest of a body is awaited after its answer."""
     connections: int = 4096
-    """Open at once on this listener; for a further one the idlest gives way (``Room.admit``)."""
+    """Open at once on this listener; for a further one others give way (``who_gives_way``)."""
     head_size: int = 32 * 1024
     """Bytes of a request's head that comes in pieces: what is not whole yet is held in memory."""
     line_size: int = 8190
@@ -97,9 +102,7 @@ class Room:
     def admit(self, visitor: Visitor, transport: asyncio.Transport) -> bool:
         """Take a connection in; ``False`` where as many as allowed are open, and all at work.
 
-        Otherwise the idlest give way: first those that have not said what they want for longest,
-        a part of them at once, then the one that has been idle after its last answer for longest.
-        Whoever is being answered never does.
+        Otherwise others give way: see ``who_gives_way``.
         """
         if len(self.open) >= self.limits.connections:
             given_way = self._make_room()
@@ -125,18 +128,9 @@ class Room:
 
     def _make_room(self) -> int:
         """Cut some connections; return how many."""
-        silent: list[tuple[float, Visitor]] = []
-        idle: list[tuple[float, Visitor]] = []
-        for visitor in self.open:
-            kind = visitor.idleness()
-            if kind is not None:
-                (idle if kind is Idleness.BETWEEN_REQUESTS else silent).append(
-                    (visitor.quiet_since, visitor)
-                )
-        # Looking at all of them takes a millisecond: many at once, or a flood would buy one each.
-        number = self.limits.connections // _PART_THAT_GIVES_WAY if silent else 1
-        leaving = sorted(silent or idle, key=itemgetter(0))[: max(1, number)]
-        for _, visitor in leaving:
+        now = asyncio.get_running_loop().time()
+        leaving = who_gives_way(self.open, now=now, limits=self.limits)
+        for visitor in leaving:
             self.open.pop(visitor).abort()
         return len(leaving)
 
@@ -233,6 +227,35 @@ class Handler(Visitor, Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what was said so far."""
+
+
+def who_gives_way(visitors: Iterable[Visitor], *, now: float, limits: Limits) -> list[Visitor]:
+    """Choose whom a full listener cuts for a newcomer; nobody that is being answered. Pure.
+
+    First those that have held back their head or body beyond our patience, a part of them at
+    once. Then the one idle since the oldest answer. The young among the silent last: callers
+    that arrive together would else cut one another before any of them was heard.
+    """
+    silent: list[tuple[float, Visitor]] = []
+    idle: list[tuple[float, Visitor]] = []
+    young: list[tuple[float, Visitor]] = []
+    for visitor in visitors:
+        kind = visitor.idleness()
+        if kind is None:
+            continue
+        since = visitor.quiet_since
+        if kind is Idleness.BETWEEN_REQUESTS:
+            idle.append((since, visitor))
+        elif now - since >= limits.patience:
+            silent.append((since, visitor))
+        else:
+            young.append((since, visitor))
+    # Looking at all of them takes a millisecond: many at once, or a flood would buy one each.
+    number = max(1, limits.connections // _PART_THAT_GIVES_WAY)
+    if idle and not silent:
+        number = 1
+    leaving = sorted(silent or idle or young, key=itemgetter(0))
+    return [visitor for _, visitor in leaving[:number]]
 
 
 def says_enough(heard: bytes | bytearray, *, since: int = 0) -> bool:

@@ -54,7 +54,9 @@ class TokenReviews:
     def __init__(self, review: Review, *, clock: Clock) -> None:
         self._review = review
         self._clock = clock
-        self._flights: Flights[bytes, Reason | _Answer] = Flights()
+        self._flights: Flights[tuple[int, bytes], Reason | _Answer] = Flights()
+        # Answers to questions from before a change of the configuration count for nothing after it.
+        self._epoch = 0
         self._places = asyncio.Semaphore(AT_ONCE)
         self._refused: dict[bytes, tuple[Reason, float]] = {}
         self._refusals: deque[float] = deque(maxlen=MOST_REFUSALS)
@@ -80,12 +82,13 @@ class TokenReviews:
         reason, until = self._refused.get(digest, (None, 0.0))
         if reason is not None and now < until:
             raise refused(reason)
-        if digest not in self._flights and (
+        flight = (self._epoch, digest)
+        if flight not in self._flights and (
             len(self._flights) >= _MOST or not (was_good or self._hears_strangers(now))
         ):
             raise unavailable()
         ask = partial(self._ask, token, digest, account, kubernetes)
-        answer = await self._flights.join(digest, ask)
+        answer = await self._flights.join(flight, ask)
         if answer is _Answer.NONE:
             raise unavailable()
         if isinstance(answer, Reason):
@@ -93,6 +96,7 @@ class TokenReviews:
 
     def forget(self) -> None:
         """Forget refusals: the configuration has changed."""
+        self._epoch += 1
         self._refused.clear()
         self._refusals.clear()
 
@@ -107,6 +111,7 @@ class TokenReviews:
     async def _ask(
         self, token: str, digest: bytes, account: ServiceAccount, kubernetes: Kubernetes
     ) -> Reason | _Answer:
+        epoch = self._epoch
         try:
             async with asyncio.timeout(_PATIENCE), self._places:
                 body = await self._review(kubernetes, token)
@@ -117,7 +122,8 @@ class TokenReviews:
         self._told(None)
         if reason is None:
             return _Answer.GOOD
-        self._remember(digest, reason)
+        if epoch == self._epoch:
+            self._remember(digest, reason)
         return reason
 
     def _remember(self, digest: bytes, reason: Reason) -> None:

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 _LOOK_EVERY = 2.0
 _OVERLAP = 60.0
 
-_Signature = tuple[int, int, int]
+_Signature = tuple[int, int, int, int]
 
 
 class CallerKeys:
@@ -122,4 +122,5 @@ class CallerKeys:
 def _signature(file: Path) -> _Signature:
     # Follows links: Kubernetes swaps one to replace all files of a secret at once.
     found = file.stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    # The time of change as well: who gives the file to us later changes nothing else.
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

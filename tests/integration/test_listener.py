@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -330,17 +330,18 @@ def test_beyond_its_connections_a_listener_closes_at_once(run: Run) -> None:
 
 
 def test_who_says_nothing_gives_way_first(run: Run) -> None:
-    """In a full listener those that have sent no head give way, the oldest first, in parts."""
+    """In a full listener those that long sent no head give way, the oldest first, in parts."""
 
     async def scenario() -> None:
-        probe = Probe()
-        async with _listening(probe, Limits(connections=32)) as (listener, port):
+        limits = Limits(connections=32, patience=0.05)
+        async with _listening(Probe(), limits) as (listener, port):
             known = [await RawClient.connect(port) for _ in range(2)]
             for caller in known:
                 assert (await caller.ask("/")).status == 200
             silent = [await RawClient.connect(port) for _ in range(30)]
             await until(lambda: listener.connections == 32)
             silent[0].send("GET / HTTP/1.1\r\nHo")
+            await _pass(limits.patience)
             async with await RawClient.connect(port) as new:
                 assert (await new.ask("/")).status == 200
                 for gone in silent[:2]:
@@ -355,6 +356,47 @@ def test_who_says_nothing_gives_way_first(run: Run) -> None:
     with structlog.testing.capture_logs() as lines:
         run(scenario())
     assert [(line["event"], line["dropped"]) for line in lines] == [("listener_full", 2)]
+
+
+def test_callers_that_arrive_together_do_not_cut_each_other(run: Run) -> None:
+    """A listener full of idle callers serves twenty new ones at once, in place of the idlest."""
+
+    async def ask(caller: RawClient, number: int) -> bytes:
+        return (await caller.ask(f"/?n={number}")).body
+
+    async def scenario() -> None:
+        probe = Probe()
+        async with AsyncExitStack() as stack:
+            listener, port = await stack.enter_async_context(
+                _listening(probe, Limits(connections=64))
+            )
+
+            async def come() -> RawClient:
+                return await stack.enter_async_context(await RawClient.connect(port))
+
+            busy = [await come() for _ in range(4)]
+            for caller in busy:
+                caller.request("/wait")
+            await until(partial(probe.has_entered, 4))
+            idle = [await come() for _ in range(60)]
+            for number, caller in enumerate(idle):
+                assert await ask(caller, number) == str(number).encode()
+            # All are let in before the first of them is heard.
+            new = await asyncio.gather(*(come() for _ in range(20)))
+            await until(lambda: listener.connections == 64)
+            answers = await asyncio.gather(*(ask(caller, n) for n, caller in enumerate(new)))
+            assert answers == [str(number).encode() for number in range(20)]
+            for caller in idle[:20]:
+                assert await caller.closed() == b""
+            probe.go_on.set()
+            for caller in busy:
+                assert (await caller.answer()).body == b"done"
+            for caller in (*busy, *idle[20:], *new):
+                assert (await caller.ask("/")).status == 200
+
+    with structlog.testing.capture_logs() as lines:
+        run(scenario())
+    assert [(line["event"], line["dropped"]) for line in lines] == [("listener_full", 1)]
 
 
 def test_a_body_that_does_not_come_gives_way(run: Run) -> None:
@@ -845,6 +887,23 @@ def test_the_socket_file_is_ours_alone_unless_others_are_allowed(run: Run, tmp_p
         run(scenario())
     finally:
         os.umask(previous)
+
+
+def test_an_inherited_sockets_file_stays(run: Run, tmp_path: Path) -> None:
+    """What another process bound is served, and its file is there after the stop."""
+
+    async def scenario() -> None:
+        path = tmp_path / "api.sock"
+        with socket.socket(socket.AF_UNIX) as inherited:
+            inherited.bind(str(path))
+            listener = Listener(Probe().app(), name="api", entropy=system_entropy)
+            await listener.start(unix_socket=path, inherited=inherited)
+            async with await RawClient.connect(path) as caller:
+                assert (await caller.ask("/")).status == 200
+            await listener.stop()
+            assert path.is_socket()
+
+    run(scenario())
 
 
 def test_a_dead_processs_socket_is_replaced(run: Run, tmp_path: Path) -> None:

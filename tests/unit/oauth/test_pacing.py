@@ -114,3 +114,17 @@ def test_any_second_holds_the_rate(rate: float, gaps: list[float]) -> None:
 def test_absurd_rates(rate: float) -> None:
     """A rate that nobody means still gives a moment."""
     assert 0 < next_free(-inf, rate=rate, now=1e6) <= 1e6
+
+
+async def test_who_would_be_too_late_takes_no_slot() -> None:
+    """A request that may not leave any more does not delay those behind it."""
+    clock = FakeClock()
+    pacing = Pacing(clock)
+    while await pacing.turn("acme", rate=0.1, by=clock.boottime()):
+        pass
+    late = asyncio.create_task(pacing.turn("acme", rate=0.1, by=clock.boottime() + 5))
+    patient = asyncio.create_task(pacing.turn("acme", rate=0.1, by=clock.boottime() + 30))
+    await clock.settle()
+    assert await late is False
+    await clock.run(10)
+    assert await patient is True
