@@ -186,7 +186,13 @@ async def test_a_withdrawn_grant_needs_a_person(daemon: Tokenward) -> None:
             }
             await daemon.create("acme", id="acme-1", tokens=tokens)
             dead = await daemon.until_status("acme-1", "reauthorization_required")
-            served = await daemon.token("acme-1")
+
+            async def warned() -> Reply | None:
+                # Memory hears of it some milliseconds after the database has it.
+                reply = await daemon.token("acme-1")
+                return reply if "warning" in reply.body else None
+
+            served = await eventually(warned, what="the warning")
             refused = await daemon.token("acme-1", "?newer_than=1")
             forced = await daemon.request("POST", "/v1/connections/acme-1/refresh")
             sent = server.token_requests()
