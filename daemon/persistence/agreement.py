@@ -7,8 +7,8 @@ Who starts and who begins to use a key do so under one lock: a key in use is eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
@@ -17,7 +17,14 @@ from daemon.domain.clock import Clock, Entropy
 from daemon.domain.errors import KeyringError
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.dialing import DatabaseConnection
-from daemon.persistence.keyring import Keyring, announce, judge, missing_keys, stored_keys
+from daemon.persistence.keyring import (
+    Keyring,
+    StoredKeys,
+    announce,
+    judge,
+    missing_keys,
+    stored_keys,
+)
 from daemon.persistence.postgres import Database
 
 log = structlog.get_logger()
@@ -54,6 +61,7 @@ ON CONFLICT (owner) DO UPDATE
 SET key_ids = excluded.key_ids, encrypts = excluded.encrypts,
     journal_keys = excluded.journal_keys, seen_at = excluded.seen_at
 """
+_TOLD = "SELECT key_ids FROM replica_keys WHERE owner = $1"
 _FORGET = "DELETE FROM replica_keys WHERE seen_at < clock_timestamp() - interval '30 days'"
 _BEAT = """
 WITH beat AS (
@@ -157,8 +165,20 @@ class KeyAgreement:
         self._clock = clock
         self._entropy = entropy
         self._joined = False
+        # The keys of a join that may have been committed, although nobody said so.
+        self._unconfirmed: Keyring | None = None
         # When the last ciphertext of a key that encrypted before can have arrived.
         self._until: dict[str, float] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """Return why this replica cannot refresh anything, in words; ``None``: it can."""
+        if not self.missing:
+            return None
+        return (
+            f"encryption keys in use are not at hand: {', '.join(self.missing)}. Add them to "
+            "encryption.keys and send SIGHUP"
+        )
 
     @property
     def is_settled(self) -> bool:
@@ -173,24 +193,34 @@ class KeyAgreement:
         Raises:
             KeyringError: as ``judge`` and ``encrypting``; nothing was written or changed.
         """
-        keyring = keyring or self.keyring
-        cipher = TokenCipher(keyring.keys, entropy=self._entropy)
         async with connection.transaction():
-            # Two with keys of their own may both have found the database empty.
-            await connection.execute(LOCK_KEYS)
-            stored = await stored_keys(connection)
-            new = judge(keyring, cipher, stored.canaries, stored.in_use)
-            others = [r for r in await replicas_of(connection) if r.owner != self._owner]
-            chosen = encrypting(keyring.ids, in_use=stored.in_use, others=others)
-            await announce(connection, cipher, new)
-            await begin_to_use(connection, chosen)
-            before = self._cipher.primary if self._joined else chosen
-            encrypts = dict.fromkeys((chosen, before, *self._stragglers()))
-            await connection.execute(
-                _TELL, self._owner, list(keyring.ids), list(encrypts), self._in_journal()
-            )
-            await connection.execute(_FORGET)
+            stored = await self._locked(connection)
+            keyring = keyring or self.keyring
+            chosen = await self._enter(connection, keyring, stored)
         self._switch(keyring, chosen)
+
+    async def rejoin(self, connection: DatabaseConnection) -> None:
+        """Do as ``join`` where a database was just reached: the first time and every time after.
+
+        Who has joined before serves tokens and has replies to store: where others began to use a
+        key meanwhile that is not at hand, it is noted in ``missing`` and nothing else is changed.
+
+        Raises:
+            KeyringError: as ``join`` before it has joined; after, a key is not what it was.
+        """
+        async with connection.transaction():
+            stored = await self._locked(connection)
+            keyring = self.keyring
+            missing = missing_keys(keyring.ids, stored.in_use) if self._joined else ()
+            chosen = None
+            if missing:
+                await self._stay(connection, stored.canaries)
+            else:
+                chosen = await self._enter(connection, keyring, stored)
+        if chosen is None:
+            self._note_missing(missing)
+        else:
+            self._switch(keyring, chosen)
 
     async def beat(self, database: Database) -> None:
         """Say that this replica lives, and look whether the first key may encrypt by now.
@@ -213,6 +243,58 @@ class KeyAgreement:
         """Let nobody wait for this replica: it stops, and its journal holds nothing unsettled."""
         await database.execute("DELETE FROM replica_keys WHERE owner = $1", self._owner)
 
+    async def _locked(self, connection: DatabaseConnection) -> StoredKeys:
+        """Keep others from starting or changing keys, and settle what a join before came to."""
+        # Two with keys of their own may both have found the database empty.
+        await connection.execute(LOCK_KEYS)
+        keyring = self._unconfirmed
+        if keyring is not None:
+            told = await connection.fetchval(_TOLD, self._owner)
+            # Its acknowledgement may have come meanwhile.
+            if self._unconfirmed is keyring and told == list(keyring.ids):
+                self._adopt(keyring)
+            self._unconfirmed = None
+        return await stored_keys(connection)
+
+    def _adopt(self, keyring: Keyring) -> None:
+        """Have keys that the others count on, and those before: they encrypted until now."""
+        before = (key for key in self.keyring.keys if key.id not in keyring.ids)
+        self.keyring = replace(keyring, keys=(*keyring.keys, *before))
+        self._cipher.replace(self.keyring.keys, primary=self._cipher.primary)
+
+    async def _enter(
+        self, connection: DatabaseConnection, keyring: Keyring, stored: StoredKeys
+    ) -> str:
+        """Write what ``join`` says; return the key that is to encrypt. Under ``LOCK_KEYS``."""
+        cipher = TokenCipher(keyring.keys, entropy=self._entropy)
+        new = judge(keyring, cipher, stored.canaries, stored.in_use)
+        others = [r for r in await replicas_of(connection) if r.owner != self._owner]
+        chosen = encrypting(keyring.ids, in_use=stored.in_use, others=others)
+        self._unconfirmed = keyring
+        await announce(connection, cipher, new)
+        await begin_to_use(connection, chosen)
+        before = self._cipher.primary if self._joined else chosen
+        await self._tell(connection, keyring, (chosen, before))
+        await connection.execute(_FORGET)
+        return chosen
+
+    async def _stay(self, connection: DatabaseConnection, canaries: Mapping[str, bytes]) -> None:
+        """Say that this replica lives with the keys that it has. Under ``LOCK_KEYS``.
+
+        The key that encrypts is not begun to be used again: others may be without it by now.
+        """
+        new = judge(self.keyring, self._cipher, canaries, in_use=())
+        await announce(connection, self._cipher, new)
+        await self._tell(connection, self.keyring, (self._cipher.primary,))
+
+    async def _tell(
+        self, connection: DatabaseConnection, keyring: Keyring, encrypts: Iterable[str]
+    ) -> None:
+        encrypts = dict.fromkeys((*encrypts, *self._stragglers()))
+        await connection.execute(
+            _TELL, self._owner, list(keyring.ids), list(encrypts), self._in_journal()
+        )
+
     async def _may_change(self, database: Database, in_use: Collection[str]) -> bool:
         """Tell whether all have a key that is to encrypt before the one that does. Locks nothing.
 
@@ -229,6 +311,8 @@ class KeyAgreement:
         before = self._cipher.primary
         self._cipher.replace(keyring.keys, primary=chosen)
         self.keyring = keyring
+        if self._unconfirmed is keyring:
+            self._unconfirmed = None
         self._note_missing(())
         self.awaited = ()
         if self._joined and before != chosen:

@@ -18,7 +18,7 @@ class DaemonHealth:
     ) -> None:
         """``serves``: it is there for callers, and so not ready while it has nothing for them.
 
-        ``keys`` says which encryption keys are missing, if any are.
+        ``keys`` says which encryption keys are missing, if any are: what is cached can be served.
         """
         self._keys = keys
         self._cached = cached
@@ -47,11 +47,11 @@ class DaemonHealth:
         if not self._started:
             away = self._database()
             return [f"starting: {away}" if away else "starting"]
-        away = self._database()
-        if self._serves and away is not None and self._cached() == 0:
-            return [f"no token is cached and the database is away: {away}"]
-        trouble = self._keys()
-        return [trouble] if trouble else []
+        if not self._serves or self._cached():
+            return []
+        away, trouble = self._database(), self._keys()
+        reasons = [f"no token is cached and the database is away: {away}"] if away else []
+        return [*reasons, f"no token is cached, and {trouble}"] if trouble else reasons
 
     def alive(self) -> Sequence[str]:
         """Return nothing: that this runs is the proof."""

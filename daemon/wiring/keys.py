@@ -70,13 +70,7 @@ class Keys:
     @property
     def trouble(self) -> str | None:
         """Return why this replica cannot refresh anything, in words; ``None``: it can."""
-        missing = self._agreement.missing
-        if not missing:
-            return None
-        return (
-            f"encryption keys in use are not at hand: {', '.join(missing)}. Add them to "
-            "encryption.keys and send SIGHUP"
-        )
+        return self._agreement.trouble
 
     async def run(self) -> None:
         """Say every so often which keys there are, and change to the first one when all have it."""

@@ -106,7 +106,9 @@ class Storage:
     async def _prepare(self, connection: DatabaseConnection) -> None:
         """Bring a database that was just reached to this version, and check the keys."""
         await self._bring_forward(connection)
-        await self.agreement.join(connection)
+        await self.agreement.rejoin(connection)
+        # Before anything can be claimed: the next look at the keys may be half a minute away.
+        self.incarnations.refuse(self.agreement.trouble)
 
     async def _bring_forward(self, connection: DatabaseConnection) -> None:
         """Apply what is pending; a process that only serves waits for who may."""

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +20,7 @@ from daemon.domain.tokens import TokenSet
 from daemon.persistence.agreement import STRAGGLERS, KeyAgreement, ReplicaKeys, replicas_of
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.connections import PostgresConnections
+from daemon.persistence.dialing import DatabaseConnection
 from daemon.persistence.history import EventRecorder
 from daemon.persistence.incarnations import Incarnations
 from daemon.persistence.journal import Journal
@@ -76,6 +78,11 @@ class Replica:
         async with self.database.acquire() as connection:
             await self.agreement.join(connection)
 
+    async def reconnect(self) -> None:
+        """Reach the database again after a time without it."""
+        async with self.database.acquire() as connection:
+            await self.agreement.rejoin(connection)
+
     async def beat(self) -> None:
         """Look at what the others have."""
         await self.agreement.beat(self.database)
@@ -127,6 +134,38 @@ async def replica(
         yield made
     finally:
         await made.journal.close()
+
+
+class LostCommit:
+    """A connection that dies around the COMMIT: nobody hears whether it was done."""
+
+    def __init__(self, connection: DatabaseConnection, *, is_committed: bool) -> None:
+        self._connection = connection
+        self._is_committed = is_committed
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the connection otherwise."""
+        return getattr(self._connection, name)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Commit or not, and fail either way."""
+        transaction = self._connection.transaction()
+        await transaction.start()
+        yield
+        await (transaction.commit() if self._is_committed else transaction.rollback())
+        raise ConnectionResetError
+
+
+async def forget_the_living(database: Database) -> None:
+    """Let five minutes pass without a word of any replica."""
+    await database.execute("UPDATE replica_keys SET seen_at = clock_timestamp() - interval '301 s'")
+
+
+async def in_use(database: Database) -> set[str]:
+    """Return the keys that nobody may do without."""
+    rows = await database.fetch("SELECT key_id FROM encryption_keys WHERE in_use")
+    return {row["key_id"] for row in rows}
 
 
 async def test_the_new_key_waits_for_the_last_replica(
@@ -225,6 +264,76 @@ async def test_a_key_that_others_use_and_that_is_not_here(
         await database.execute("DELETE FROM replica_keys")
         await one.beat()
         assert (await one.says()).key_ids == ("O", "N")
+
+
+async def test_a_replica_that_was_away_while_others_changed_keys(
+    database: Database, tmp_path: Path, clock: FakeClock
+) -> None:
+    """It goes on with what it has, says so and changes nothing; a start without the key does not.
+
+    The key that it encrypts with is not begun to be used again: others may be without it.
+    """
+    async with replica(database, tmp_path, clock, "one", OLD) as one:
+        await forget_the_living(database)
+        async with replica(database, tmp_path, clock, "two", NEW, OLD):
+            await database.execute("UPDATE encryption_keys SET in_use = false WHERE key_id = 'O'")
+            await one.reconnect()
+            assert one.agreement.missing == ("N",)
+            assert "not at hand: N" in str(one.agreement.trouble)
+            says = await one.says()
+            assert (says.is_live, says.key_ids, says.encrypts) == (True, ("O",), ("O",))
+            assert await in_use(database) == {"N"}
+            await one.store("acme-1")
+            starting = Replica(database, tmp_path / "three", (OLD,), clock)
+            async with database.acquire() as connection:
+                with pytest.raises(KeyringError, match="not at hand: N"):
+                    await starting.agreement.rejoin(connection)
+            await starting.journal.close()
+            await one.task.replace((OLD, NEW))
+            await one.reconnect()
+            assert one.agreement.trouble is None
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+async def test_a_wrong_key_is_final_at_every_connect(
+    database: Database, tmp_path: Path, clock: FakeClock, *, is_missing: bool
+) -> None:
+    """A database that knows another key by this id is not the one that was joined."""
+    async with replica(database, tmp_path, clock, "one", OLD) as one:
+        if is_missing:
+            await forget_the_living(database)
+            async with replica(database, tmp_path, clock, "two", NEW, OLD):
+                pass
+        other = TokenCipher((replace(OLD, secret=b"x" * 32),), entropy=system_entropy)
+        canary = other.encrypt(
+            "tokenward", connection="", column="encryption_keys.canary", generation=0
+        )
+        await database.execute("UPDATE encryption_keys SET canary = $1 WHERE key_id = 'O'", canary)
+        with pytest.raises(KeyringError, match="is not the key of that id"):
+            await one.reconnect()
+        assert one.agreement.missing == ()
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_keys_whose_acknowledgement_was_lost(
+    database: Database, tmp_path: Path, clock: FakeClock, *, is_committed: bool
+) -> None:
+    """The next connect finds out whether the others count on them, and keeps those before."""
+    async with replica(database, tmp_path, clock, "one", OLD) as one:
+        # So it may go, and yet encrypts what comes until the answer is there.
+        await database.execute("UPDATE encryption_keys SET in_use = false")
+        async with database.acquire() as connection:
+            with pytest.raises(ConnectionResetError):
+                await one.agreement.join(
+                    cast("DatabaseConnection", LostCommit(connection, is_committed=is_committed)),
+                    Keyring(keys=(NEW,)),
+                )
+        assert (one.agreement.keyring.ids, one.cipher.primary) == (("O",), "O")
+        await one.reconnect()
+        assert one.agreement.missing == ()
+        expected = ("N", "O") if is_committed else ("O",)
+        assert one.agreement.keyring.ids == (await one.says()).key_ids == expected
+        assert one.cipher.primary == expected[0]
 
 
 async def test_what_a_reload_refuses(database: Database, tmp_path: Path, clock: FakeClock) -> None:
