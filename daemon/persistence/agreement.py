@@ -206,7 +206,7 @@ class KeyAgreement:
         key meanwhile that is not at hand, it is noted in ``missing`` and nothing else is changed.
 
         Raises:
-            KeyringError: as ``join`` before it has joined; after, a key is not what it was.
+            KeyringError: as ``join``, but once joined not for keys that are missing.
         """
         async with connection.transaction():
             stored = await self._locked(connection)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from daemon.persistence.keyring import KEY_FILE
+import asyncpg
+
+from daemon.config.settings import EncryptionKey
+from daemon.domain.clock import SystemClock, system_entropy
+from daemon.persistence.agreement import KeyAgreement
+from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.keyring import KEY_FILE, Keyring
 from tests.campaigns.keys import KeyCampaign, Plan, command, environ_of
 from tests.support.polling import eventually
 from tests.support.strict_server import StrictServer
@@ -71,6 +80,102 @@ async def test_the_embedded_database_with_and_without_its_daemon(tmp_path: Path)
             assert (await daemon.token("acme-1")).body["access_token"] == grant.access_token
             assert status_of(daemon)[0]["ciphertexts"] == {"token_sets": 2}
             assert daemon.logged("journal_record_not_opened") == []
+
+
+async def test_a_daemon_that_was_away_while_the_others_changed_keys(
+    tmp_path: Path, database_url: str
+) -> None:
+    """It does not end where it meets their key: it serves, is ready, and takes the key by SIGHUP.
+
+    A start without that key is refused.
+    """
+    keys = {"keys": [SECOND]}
+    async with StrictServer() as server:
+        daemon = Tokenward(
+            tmp_path,
+            {
+                "providers": {"acme": server.provider()},
+                "database": {"url": database_url},
+                "encryption": keys,
+            },
+        )
+        async with daemon:
+            first, second = ({"refresh_token": server.grant().refresh_token} for _ in range(2))
+            await daemon.create("acme", id="acme-1", tokens=first)
+            await daemon.until_served("acme-1")
+
+            async def is_away() -> bool:
+                return (await daemon.metrics())["tokenward_database_up"] == 0
+
+            async with taking_no_writes(database_url):
+                await eventually(is_away, what="that the daemon lost the database")
+                await change_keys_without(database_url)
+
+            async def is_noted() -> bool:
+                return bool(daemon.logged("encryption_key_missing"))
+
+            async def is_stored() -> bool:
+                """Tell whether the database is used again."""
+                body = {"provider": "acme", "id": "acme-2", "tokens": second}
+                reply = await daemon.request("POST", "/v1/connections", json=body)
+                return reply.status == 201
+
+            await eventually(is_noted, what="the key that is missing")
+            await eventually(is_stored, what="a row of a daemon without a key")
+            assert (await daemon.token("acme-1")).status == 200
+            async with daemon.session.get(f"{daemon.ops_url}/readiness") as answer:
+                assert answer.status == 200
+            daemon.settings["encryption"] = {"keys": [THIRD, SECOND]}
+            assert await daemon.reload()
+            await daemon.until_served("acme-2")
+        daemon.settings["encryption"] = keys
+        daemon.spawn()
+        assert await daemon.ended() == 2
+        assert "keys that are not at hand: 3" in daemon.log()
+
+
+@asynccontextmanager
+async def taking_no_writes(database_url: str) -> AsyncIterator[None]:
+    """Make the database as good as gone for daemons."""
+    setting = "default_transaction_read_only"
+    connection = await asyncpg.connect(database_url, server_settings={setting: "off"})
+    try:
+        name = await connection.fetchval("SELECT quote_ident(current_database())")
+        await connection.execute(f"ALTER DATABASE {name} SET {setting} = on")
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        yield
+        await connection.execute(f"ALTER DATABASE {name} RESET {setting}")
+    finally:
+        await connection.close()
+
+
+async def change_keys_without(database_url: str) -> None:
+    """Begin to use the third key, as others do where this daemon was not heard for long."""
+    third, second = (
+        EncryptionKey(id=key["id"], secret=base64.b64decode(key["secret"]))
+        for key in (THIRD, SECOND)
+    )
+    other = KeyAgreement(
+        Keyring(keys=(third, second)),
+        TokenCipher((third, second), entropy=system_entropy),
+        owner="other",
+        journal_keys=frozenset,
+        clock=SystemClock(),
+        entropy=system_entropy,
+    )
+    connection = await asyncpg.connect(
+        database_url, server_settings={"default_transaction_read_only": "off"}
+    )
+    try:
+        for table in ("replicas", "replica_keys"):
+            await connection.execute(f"UPDATE {table} SET seen_at = seen_at - interval '301 s'")
+        await other.join(connection)
+        await connection.execute("DELETE FROM replica_keys WHERE owner = 'other'")
+    finally:
+        await connection.close()
 
 
 async def test_callers_come_and_go_without_a_restart(daemon: Tokenward, tmp_path: Path) -> None:
