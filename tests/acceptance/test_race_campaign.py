@@ -60,6 +60,7 @@ async def test_a_reply_that_came_while_the_process_was_stopped_is_stored(
         await eventually(is_rotated, what="the rotation")
         daemon.signal(signal.SIGSTOP)
         server.release()
+        # Nothing tells of the end of a stopped process's patience: its deadline has to pass.
         await asyncio.sleep(3)
         daemon.signal(signal.SIGCONT)
         await forced

@@ -92,6 +92,7 @@ class RaceCampaign:
         paused = self._chance.sample(fleet.replicas, plan.paused)
         others = [replica for replica in fleet.replicas if replica not in paused]
         disturbed = asyncio.create_task(self._round(fleet, fleet.replicas))
+        # A moment in the middle of the round, whichever: not a condition to wait for.
         await asyncio.sleep(0.3)
         for replica in paused:
             replica.signal(signal.SIGSTOP)
