@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from daemon.domain.clock import Clock, Entropy
 from daemon.domain.errors import StorageError
@@ -31,11 +30,10 @@ from daemon.domain.sink import (
 from daemon.persistence.background import backoff, stop
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.memory import Memory
+from daemon.upkeep.disk_threads import DiskThreads
 from daemon.upkeep.sink_content import held_of
 from daemon.upkeep.sink_files import SinkError, SinkFile
 from daemon.upkeep.sink_notices import NoticeError
-
-T = TypeVar("T")
 
 # Disks are waited for here and nowhere else. A few, so that one that hangs leaves room for others.
 _THREADS = 4
@@ -93,7 +91,7 @@ class Sinks:
         self._keepers: dict[Sink, _Keeper] = {}
         self._tasks: dict[Sink, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="sink")
+        self._threads = DiskThreads(_THREADS)
 
     def reload(self) -> None:
         """Follow a changed configuration soon."""
@@ -117,7 +115,9 @@ class Sinks:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks.values(), timeout=_PATIENCE)
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.abandon()
+            if self._tasks:
+                await asyncio.wait(self._tasks.values())
 
     async def _until_changed(self) -> None:
         """Return when the configuration changed; raise what a keeper died of."""
@@ -162,7 +162,7 @@ class _Keeper:
         self,
         sink: Sink,
         parts: SinkParts,
-        threads: ThreadPoolExecutor,
+        threads: DiskThreads,
         on_judged: Callable[[], None],
     ) -> None:
         self._sink = sink
@@ -198,7 +198,7 @@ class _Keeper:
     async def discard(self) -> None:
         """Remove the file, because nobody keeps it any more."""
         try:
-            await self._in_thread(self._file.remove)
+            await self._threads.run(self._file.remove)
         except SinkError as error:
             self._parts.events.sink_failed(self._sink, error=str(error), is_news=True)
         else:
@@ -225,16 +225,16 @@ class _Keeper:
     async def _keep(self) -> float:
         sink, events = self._sink, self._parts.events
         held, generation = await self._held()
-        present = await self._in_thread(self._file.look)
+        present = await self._threads.run(self._file.look)
         now = self._parts.clock.now().timestamp()
         decision = decide(sink, held, present, now=now, left=self._left)
         if decision.action is Action.WRITE and isinstance(held, Wanted):
-            await self._in_thread(partial(self._file.write, held.content))
-            present = await self._in_thread(self._file.look)
+            await self._threads.run(partial(self._file.write, held.content))
+            present = await self._threads.run(self._file.look)
             self._note_use()
             events.sink_written(sink, generation=generation)
         elif decision.action is Action.REMOVE:
-            await self._in_thread(self._file.remove)
+            await self._threads.run(self._file.remove)
             self._left = None
             events.sink_removed(sink)
         if isinstance(held, Wanted) and decision.action is not Action.REMOVE:
@@ -287,13 +287,3 @@ class _Keeper:
             await asyncio.wait({sleep, change}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             sleep.cancel()
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run ``work`` beside the event loop. A cancelled wait ends only when the work has."""
-        done = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            # Else a file could still be written after its sink is gone.
-            await asyncio.wait({done})
-            raise

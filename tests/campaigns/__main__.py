@@ -67,6 +67,7 @@ def _arguments() -> argparse.Namespace:
     database.add_argument("--failovers", type=int, default=5, help="of each kind")
     database.add_argument("--stops", type=int, default=200)
     database.add_argument("--disconnects", type=int, default=1000)
+    database.add_argument("--only", nargs="+", choices=[*databases.PARTS], help="these parts")
     stops = campaigns.add_parser("stops", parents=[common], help="SIGTERM under load")
     stops.add_argument("--stops", type=int, default=200)
     rolls = campaigns.add_parser("rolling", parents=[common], help="replicas are replaced")
@@ -116,18 +117,18 @@ async def _race(directory: Path, cluster: Cluster, arguments: argparse.Namespace
 
 
 async def _database(directory: Path, cluster: Cluster, arguments: argparse.Namespace) -> bool:
-    are_well = []
-    async for text, is_well in databases.everything(
-        directory,
-        cluster,
+    plan = databases.Plan(
         seed=arguments.seed,
         step=arguments.step,
         failovers=arguments.failovers,
         stops=arguments.stops,
         disconnects=arguments.disconnects,
-    ):
-        _say(text)
-        are_well.append(is_well)
+    )
+    are_well = []
+    for part in arguments.only or databases.PARTS:
+        async for text, is_well in databases.PARTS[part](directory, cluster, plan):
+            _say(f"{part}: {text}")
+            are_well.append(is_well)
     return all(are_well)
 
 

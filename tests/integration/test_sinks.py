@@ -21,6 +21,7 @@ from daemon.domain.sink import Sink, SinkFormat
 from daemon.domain.tokens import CurrentToken
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.memory import Memory
+from daemon.upkeep.sink_files import SinkFile
 from daemon.upkeep.sink_notices import NoticeError
 from daemon.upkeep.sinks import SinkParts, Sinks
 from tests.support.waiting import until
@@ -343,6 +344,30 @@ async def test_readers_only_see_whole_tokens(stage: Stage) -> None:
         seen = await reading
     assert len(seen) > 2
     assert all(one and len(one) == 4000 and len(set(one)) == 1 for one in seen)
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_a_stop(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for a little, for a write that is nearly done; then the stop goes on."""
+    stage.learn(token())
+    hangs, is_back = threading.Event(), threading.Event()
+
+    def look(_: SinkFile) -> None:
+        hangs.set()
+        is_back.wait(10)
+
+    monkeypatch.setattr("daemon.upkeep.sinks._PATIENCE", 0.05)
+    monkeypatch.setattr(SinkFile, "look", look)
+    keeping = asyncio.create_task(stage.sinks.run())
+    try:
+        await until(hangs.is_set)
+        keeping.cancel()
+        await asyncio.wait({keeping}, timeout=5)
+        assert keeping.cancelled()
+        assert not is_back.is_set()
+    finally:
+        is_back.set()
 
 
 async def test_a_missing_directory_is_waited_for(stage: Stage) -> None:

@@ -114,12 +114,17 @@ class ScriptedSender:
 
 
 class MemoryJournal:
-    """Ports: ReplyJournal, JournalHistory. ``is_full`` refuses room; ``kept`` is not settled."""
+    """Ports: ReplyJournal, JournalHistory. ``is_full`` refuses room; ``kept`` is not settled.
+
+    What is stored is noted once ``gate`` is open.
+    """
 
     def __init__(self) -> None:
         self.kept: dict[str, JournaledReply] = {}
         self.history: list[JournaledReply] = []
         self.is_full = False
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     @asynccontextmanager
     async def reserved(self) -> AsyncIterator[None]:
@@ -135,6 +140,7 @@ class MemoryJournal:
 
     async def settled(self, attempt: str, *, stored: bool = True) -> None:
         """Forget, but for what the database may forget."""
+        await self.gate.wait()
         entry = self.kept.pop(attempt, None)
         if entry is not None and stored:
             self.history.append(entry)

@@ -258,3 +258,18 @@ async def test_a_claim_is_taken_again_while_its_end_cannot_be_stored() -> None:
     await flight
     await here.refresher.attempts.each_open(claim_again)
     assert again == ["acme-1"]
+
+
+async def test_what_is_stored_is_compared_although_its_attempt_still_runs() -> None:
+    """Between its commit and its end a failover may forget it: it is no request on its way."""
+    here = Replica()
+    row = here.add()
+    here.journal.gate.clear()
+    flight = asyncio.create_task(here.refresher.refresh(here.wanted()))
+    await here.clock.run(5)
+    assert row.tokens.generation == 2
+    assert len(here.journal.kept) == 1
+    assert not here.refresher.attempts.in_flight
+    here.journal.gate.set()
+    await flight
+    assert here.journal.kept == {}

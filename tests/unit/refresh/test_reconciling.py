@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from daemon.config.settings import Refresh
+from daemon.domain.authorization import Completion, StoredAuthorization
 from daemon.domain.claim import Standing
-from daemon.domain.connection import Status
+from daemon.domain.connection import Connection, Status
 from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
+from daemon.domain.tokens import TokenSet
 from daemon.refresh.reconciling import Compared, Reconciliation
 from tests.support.clock import START, FakeClock
 
@@ -36,6 +38,7 @@ class Site:
         self.forgotten: set[int] = set()
         self.read = 0
         self.recalled: list[str] = []
+        self.told: list[tuple[str, TokenSet]] = []
 
     async def replies(self) -> AsyncIterator[JournaledReply]:
         """Port: JournalHistory."""
@@ -73,6 +76,19 @@ class Site:
         """Port: LateReplies; what is claimed here is not wanted any more."""
         self.recalled.append(connection_id)
 
+    async def complete(self, completion: Completion) -> StoredAuthorization:
+        """Port: Exchanged; the account is connected already, and further on."""
+        connection = Connection(
+            id="another",
+            provider=completion.provider or "",
+            grant="authorization_code",
+            status=Status.ACTIVE,
+            generation=40,
+            created_at=START,
+            updated_at=START,
+        )
+        return StoredAuthorization(connection=connection, merged=completion.connection_id)
+
     async def compare(self) -> None:
         """Compare all that is needed."""
         ports: Any = SimpleNamespace(get=lambda name: Provider(name=name, client_id="us"))
@@ -87,7 +103,7 @@ class Site:
                 late=this,
                 exchanged=this,
                 providers=ports,
-                on_authorized=lambda *_: None,
+                on_authorized=lambda stored, tokens: self.told.append((stored.id, tokens)),
                 on_gone=lambda _: None,
                 clock=FakeClock(),
                 identities=None,
@@ -162,3 +178,22 @@ async def test_a_replica_that_did_nothing_for_a_while_compares_everything() -> N
     site.forgotten = {ALL - 1}
     await site.compare()
     assert site.recalled == [str(ALL - 1)]
+
+
+class Connected(Site):
+    """A journal that begins with the exchange of a code, which was forgotten."""
+
+    async def replies(self) -> AsyncIterator[JournaledReply]:
+        """Port: JournalHistory."""
+        async for entry in super().replies():
+            yield replace(entry, purpose=Purpose.EXCHANGE)
+            return
+
+
+async def test_memory_hears_of_the_generation_that_was_stored() -> None:
+    """A merge lifts the tokens above what was known: told lower, memory would not take them."""
+    site = Connected(seconds_apart=1.0)
+    site.forgotten = {0}
+    await site.compare()
+    ((connection, tokens),) = site.told
+    assert (connection, tokens.generation, tokens.access_token) == ("another", 40, "a")

@@ -528,3 +528,22 @@ async def test_a_database_that_refuses_stops_no_recovery() -> None:
     await after.here.clock.run(40)
     await recovering
     assert after.here.row().tokens.refresh_token == "next"
+
+
+async def test_a_database_that_refuses_a_late_reply_does_not_lose_it() -> None:
+    """Nothing else holds a reply that waited for another replica: it is tried again."""
+    after = Restarted(reply(NEW, attempt="ours"))
+    theirs = await after.claim(owner="two")
+    recovery = await after.recover()
+    watching = asyncio.create_task(recovery.watch())
+    row = after.here.row()
+    row.state, row.attempt, row.owner = ClaimState.IN_DOUBT, theirs.attempt, None
+    after.here.store.is_refusing = True
+    await after.here.clock.run(100)
+    assert list(after.here.journal.kept) == ["ours"]
+    after.here.store.is_refusing = False
+    await after.here.clock.run(40)
+    assert after.here.row().tokens.refresh_token == "next"
+    assert after.here.journal.kept == {}
+    watching.cancel()
+    await asyncio.wait([watching])
