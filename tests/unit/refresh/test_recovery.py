@@ -19,7 +19,7 @@ from daemon.domain.authorization import (
 )
 from daemon.domain.claim import Claim, ClaimState, Refusal, Settlement, Standing
 from daemon.domain.connection import Connection, Status
-from daemon.domain.errors import DecryptionError
+from daemon.domain.errors import DecryptionError, StorageError
 from daemon.domain.history import EventType
 from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.outcome import Granted
@@ -37,7 +37,9 @@ NEW = {"access_token": "new", "refresh_token": "next", "token_type": "Bearer", "
 
 
 class PartlyLocked(MemoryRefreshes):
-    """A store with one row that does not decrypt."""
+    """A store with one row that does not decrypt; while ``gives_no_claim`` none is taken again."""
+
+    gives_no_claim = False
 
     async def reclaim(
         self, connection_id: str, *, attempt: str, generation: int, owner: str, hold: timedelta
@@ -61,6 +63,8 @@ class PartlyLocked(MemoryRefreshes):
         hold: timedelta,
     ) -> Claim | Refusal | None:
         """Claim again, unless it is that row."""
+        if self.gives_no_claim:
+            raise StorageError("permission denied")
         if connection_id == "locked":
             raise DecryptionError("gone", connection="locked", column="refresh_token", key_id="k")
         return await super().recall(
@@ -183,7 +187,8 @@ class Restarted:
 
     def __init__(self, *kept: JournaledReply) -> None:
         clock = FakeClock()
-        self.here = Replica(clock=clock, shared_store=PartlyLocked(clock), recovered=False)
+        self.store = PartlyLocked(clock)
+        self.here = Replica(clock=clock, shared_store=self.store, recovered=False)
         self.here.add()
         self.here.journal.kept = {entry.attempt: entry for entry in kept}
         self.authorized: list[tuple[Connection, TokenSet]] = []
@@ -538,10 +543,10 @@ async def test_a_database_that_refuses_a_late_reply_does_not_lose_it() -> None:
     watching = asyncio.create_task(recovery.watch())
     row = after.here.row()
     row.state, row.attempt, row.owner = ClaimState.IN_DOUBT, theirs.attempt, None
-    after.here.store.is_refusing = True
+    after.store.gives_no_claim = True
     await after.here.clock.run(100)
     assert list(after.here.journal.kept) == ["ours"]
-    after.here.store.is_refusing = False
+    after.store.gives_no_claim = False
     await after.here.clock.run(40)
     assert after.here.row().tokens.refresh_token == "next"
     assert after.here.journal.kept == {}
