@@ -26,7 +26,7 @@ from daemon.refresh.reading import Reading, TokenReader
 from daemon.sidecar.access import Callers, Identity
 from daemon.sidecar.bodies import read_form
 from daemon.sidecar.guard import Guard, connection_id_from
-from daemon.sidecar.problems import problem_of, problem_response
+from daemon.sidecar.problems import let_go, problem_of, problem_response
 from daemon.sidecar.protocol import peer_uid
 from daemon.sidecar.routing import Survivor, gone
 from daemon.sidecar.token_route import outcome_of
@@ -101,6 +101,7 @@ class DropIn:
             return _error(HTTPStatus.BAD_REQUEST, refused.error, refused.description)
         except (Problem, DatabaseUnavailableError) as error:
             problem = problem_of(error, self._parts.entropy)
+            let_go(error)
             self._parts.reads.count(provider, outcome_of(problem))
             return _error_of(problem)
         finally:

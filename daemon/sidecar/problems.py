@@ -15,6 +15,7 @@ import orjson
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web_urldispatcher import SystemRoute
 
 from daemon.domain.clock import Entropy
 from daemon.domain.errors import DatabaseUnavailableError, Problem
@@ -126,30 +127,48 @@ def error_middleware(entropy: Entropy) -> Middleware:
         except web.HTTPException as error:
             if error.status < HTTPStatus.BAD_REQUEST:
                 raise
-            return _answered(problem_of(error, entropy), error)
-        except Exception as error:
-            if request.transport is None or request.transport.is_closing():
-                # The caller is gone: nobody to answer, and most likely the very cause.
-                raise ConnectionError("the caller is gone") from error
             problem = problem_of(error, entropy)
+            let_go(error, request)
+            return problem_response(problem)
+        except Exception as error:
+            unless_gone(error, request)
+            problem = problem_of(error, entropy)
+            let_go(error, request)
             if request.writer.output_size > 0:
                 raise ConnectionError("the answer had begun") from error
-            return _answered(problem, error)
+            return problem_response(problem)
 
     return answer_errors
 
 
-def _answered(problem: Problem, error: BaseException) -> web.Response:
-    """Return the answer, and let go of the frames that the error has come through.
+def unless_gone(error: Exception, request: web.Request) -> None:
+    """Return where somebody is left to be told of ``error``.
 
-    The router keeps the error of a wrong path or method in the request, which those frames hold:
-    a circle that only the garbage collector ends, and everybody waits while it looks for it.
+    Raises:
+        ConnectionError: the caller is gone, which is most likely the very cause: nothing to log.
+    """
+    if request.transport is None or request.transport.is_closing():
+        let_go(error, request)
+        raise ConnectionError("the caller is gone") from error
+
+
+def let_go(error: BaseException, request: web.Request | None = None) -> None:
+    """Release what an error holds that was answered; ``request``: the router may have raised it.
+
+    An error holds the frames it came through, and these hold it where it has another name there;
+    the router's error of a wrong path or method is in the request as well. Such circles only the
+    garbage collector ends, and everybody waits while it does: a tenth of a second, where some
+    thousand strangers knock at once.
     """
     cause: BaseException | None = error
     while cause is not None:
         cause.__traceback__ = None
         cause = cause.__cause__ or cause.__context__
-    return problem_response(problem)
+    if request is not None:
+        route = request.match_info.route
+        if isinstance(route, SystemRoute):
+            # Made for this request, and a circle by itself: it holds a method of its own.
+            vars(route).clear()
 
 
 def _problem_of_http(error: web.HTTPException) -> Problem:

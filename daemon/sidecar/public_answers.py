@@ -19,7 +19,7 @@ from daemon.oauth.authorization_errors import AuthorizationFailures, Failed, Fau
 from daemon.sidecar.browser import SECURITY_HEADERS, content_security_policy
 from daemon.sidecar.guard import is_accepted_host
 from daemon.sidecar.pages import Asset, Notice, Pages
-from daemon.sidecar.problems import problem_of
+from daemon.sidecar.problems import let_go, problem_of, unless_gone
 
 _NOTICES: Mapping[int, Notice] = MappingProxyType(
     {
@@ -94,11 +94,15 @@ def boundary(
             return await handler(request)
         except web.HTTPException as error:
             # Nothing below raises a redirect.
+            let_go(error, request)
             return notice_page(pages, error.status, allow=error.headers.get(hdrs.ALLOW))
         except DatabaseUnavailableError:
             return failure_page(pages, failures.report(Fault("database_unavailable")))
         except Exception as error:  # noqa: BLE001 - the HTTP boundary; problem_of logs the cause
-            return failure_page(pages, _unforeseen(error, entropy))
+            unless_gone(error, request)
+            failed = _unforeseen(error, entropy)
+            let_go(error, request)
+            return failure_page(pages, failed)
 
     return answer_with_pages
 

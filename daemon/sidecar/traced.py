@@ -37,7 +37,11 @@ async def traced(
         else:
             _tell(span, response.status)
             return response
-    raise refused
+    try:
+        raise refused
+    finally:
+        # This frame and the error would hold each other.
+        del refused
 
 
 def _tell(span: Span, status: int) -> None:

@@ -16,11 +16,13 @@ from oauthlib.oauth2 import BackendApplicationClient, InvalidGrantError
 from requests_oauthlib import OAuth2Session
 
 from daemon.config.settings import Permission
+from daemon.domain.errors import Problem
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.persistence.cipher import TokenCipher
 from daemon.persistence.postgres import Database
 from tests.support.api_parts import KEYS, caller
 from tests.support.api_stage import Answer, ApiStage, api_stage
+from tests.support.circles import circles_of
 
 PATH = "/v1/connections/acme-1/oauth2/token"
 REFRESH = {"grant_type": "refresh_token", "refresh_token": "anything"}
@@ -288,3 +290,12 @@ async def test_authlib_with_client_credentials(api: ApiStage, service: str) -> N
             return session.get(service).json()
 
     assert await asyncio.to_thread(call) == {"authorization": "Bearer new-access-1"}
+
+
+async def test_refusals_leave_no_circles(api: ApiStage) -> None:
+    """Some thousand wrong requests would else stop everybody for the garbage collector."""
+    with circles_of(web.Request, Problem) as left:
+        for form in ({"grant_type": "password"}, REFRESH):
+            await ask(api, form)
+        await api.ask("POST", PATH, key=None)
+    assert left == []

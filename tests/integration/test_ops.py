@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web_urldispatcher import SystemRoute
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import (
@@ -19,6 +20,7 @@ from prometheus_client.registry import Collector
 from daemon.sidecar.ops import create_ops_app
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.token_reads import TokenReads
+from tests.support.circles import circles_of
 from tests.support.telemetry import CANARY, StoppedClock, captured_log
 
 Client = TestClient[web.Request, web.Application]
@@ -184,3 +186,13 @@ async def test_a_failing_scrape_says_no_more_than_a_reference(health: ToldHealth
     assert response.content_type == "application/problem+json"
     assert "request_failed" in log
     assert CANARY not in text + log
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("POST", "/metrics")])
+async def test_strangers_leave_no_circles(client: Client, method: str, path: str) -> None:
+    """Some thousand wrong requests would else stop everybody for the garbage collector."""
+    with circles_of(web.Request, web.HTTPException, SystemRoute) as left:
+        for _ in range(10):
+            async with client.request(method, path) as response:
+                assert response.status in {404, 405}
+    assert left == []

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import ClientResponse, ClientSession, CookieJar, web
+from aiohttp.web_urldispatcher import SystemRoute
 from yarl import URL
 
 from daemon.domain.connection import Status
@@ -23,6 +24,8 @@ from daemon.domain.provider import Endpoints
 from daemon.oauth.authorization import fingerprint
 from daemon.sidecar.public import PublicParts, create_public_app
 from tests.support.authorization import ACME, ISSUER, PENDING, Flow, query_of
+from tests.support.circles import circles_of
+from tests.support.telemetry import captured_log
 
 CANARIES = (
     "access-canary",
@@ -721,3 +724,34 @@ async def test_the_pages_assets_are_here_and_nothing_else(listener: Listener) ->
         assert response.headers["X-Content-Type-Options"] == "nosniff"
     for path in ("/connect/static/", "/connect/static/..%2fpages.py", "/v1/connections", "/"):
         assert (await listener.get(path)).status == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/nothing"), ("POST", "/connect/completed"), ("POST", "/callback")]
+)
+async def test_strangers_leave_no_circles(listener: Listener, method: str, path: str) -> None:
+    """Some thousand wrong requests would else stop everybody for the garbage collector."""
+    with circles_of(web.Request, web.HTTPException, SystemRoute) as left:
+        for _ in range(10):
+            async with listener.browser.request(method, listener.base + path) as response:
+                assert response.status in {404, 405, 415}
+    assert left == []
+
+
+async def test_a_visitor_who_leaves_is_no_error(listener: Listener) -> None:
+    """In the middle of a form: nobody is to be told, and the log is not for strangers to fill."""
+    head = (
+        b"POST /callback HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n"
+        b"Content-Type: application/x-www-form-urlencoded\r\n\r\ncode=some"
+    )
+    parts = urlsplit(listener.base)
+    with captured_log() as captured:
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        writer.write(head)
+        await writer.drain()
+        # The handler is at the body once another request has been answered.
+        await listener.get("/connect/completed")
+        writer.transport.abort()
+        await asyncio.wait_for(reader.read(), 5)
+        await listener.get("/connect/completed")
+    assert "request_failed" not in captured.text()

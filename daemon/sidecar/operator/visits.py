@@ -23,7 +23,7 @@ from daemon.sidecar.operator.flashes import with_flash
 from daemon.sidecar.operator.parts import OperatorParts
 from daemon.sidecar.operator.rendering import OperatorPages
 from daemon.sidecar.operator.sessions import COOKIE, Session, Sessions, is_own_form
-from daemon.sidecar.problems import problem_of
+from daemon.sidecar.problems import let_go, problem_of, unless_gone
 from daemon.sidecar.protocol import peer_uid
 from daemon.sidecar.public_answers import see_other
 from daemon.sidecar.routing import IDENTITY
@@ -150,7 +150,9 @@ class Door:
             )
             return await self._handler(request)(request)
         except Exception as error:  # noqa: BLE001 - the HTTP boundary; problem_of logs the cause
+            unless_gone(error, request)
             problem = problem_of(error, self._parts.entropy)
+            let_go(error, request)
         return self._pages.trouble(problem, self._session_for(problem, request))
 
     def _handler(self, request: web.Request) -> Handler:
