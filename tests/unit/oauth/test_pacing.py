@@ -125,6 +125,8 @@ async def test_who_would_be_too_late_takes_no_slot() -> None:
     late = asyncio.create_task(pacing.turn("acme", rate=0.1, by=clock.boottime() + 5))
     patient = asyncio.create_task(pacing.turn("acme", rate=0.1, by=clock.boottime() + 30))
     await clock.settle()
-    assert await late is False
+    assert late.done()
+    assert late.result() is False
     await clock.run(10)
-    assert await patient is True
+    assert patient.done()
+    assert patient.result() is True
