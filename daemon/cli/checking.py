@@ -39,6 +39,7 @@ from daemon.persistence.dialing import DatabaseConnection
 from daemon.persistence.reencryption import count_ciphertexts
 from daemon.sidecar.cluster_trial import try_cluster
 from daemon.sidecar.kubernetes_api import KubernetesApi
+from daemon.upkeep.sink_files import refused_directory
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 _OLDEST_SERVER = 15
@@ -123,6 +124,8 @@ def _sinks(settings: Settings) -> Iterator[Found]:
         elif not os.access(directory, os.W_OK | os.X_OK):
             message = f"{directory} cannot be written by this user; change its owner or mode"
             yield Found(ERROR, f"sinks[{position}].path", message)
+        elif refused := refused_directory(sink, directory.stat().st_mode):
+            yield Found(ERROR, f"sinks[{position}].path", refused.removesuffix("."))
         else:
             yield Found(OK, f"sinks[{position}].path", str(sink.path))
 

@@ -294,7 +294,7 @@ def events(
     context: typer.Context,
     *,
     connection_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Only this connection's.")
+        str | None, typer.Argument(metavar="ID", help="Only this connection's.")
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on with what happens from now on.")
@@ -331,7 +331,7 @@ def export(context: typer.Context) -> None:
 def providers(
     context: typer.Context,
     *,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this one.")] = None,
 ) -> None:
     """Show the configured providers and the redirect URI to register at each."""
     from daemon.cli import calls

@@ -20,9 +20,10 @@ from daemon.domain.errors import TokenwardError
 from daemon.domain.role import Role
 from daemon.telemetry.logs import configure_logging
 from daemon.wiring.hardening import harden
-from daemon.wiring.lifecycle import OnStarted, serve
+from daemon.wiring.lifecycle import serve
 from daemon.wiring.parts import World
 from daemon.wiring.service_manager import NO_SUPERVISION, Supervision, supervision
+from daemon.wiring.starting import OnStarted
 
 log = structlog.get_logger()
 

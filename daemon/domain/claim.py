@@ -32,7 +32,8 @@ class ClaimState(StrEnum):
 class Claim:
     """One claimed attempt, with all that sending needs.
 
-    ``was_in_doubt`` tells that the attempt before it has an unknown end. ``failures`` counts
+    ``was_in_doubt`` tells that the attempt before it has an unknown end; ``doubted_since`` is when
+    the first of such attempts in a row was claimed, where that is known. ``failures`` counts
     the failed attempts since the last stored reply, ``planned_at`` is when it was due, ``delay``
     how many seconds after the claim the fleet-wide rate allows the send. ``fields``,
     ``reply_values`` and ``epoch`` are the connection's at the claim. ``stored_generation`` is what
@@ -54,6 +55,7 @@ class Claim:
     reply_values: Mapping[str, str] = field(default_factory=dict, repr=False)
     epoch: int = 0
     stored_generation: int | None = None
+    doubted_since: datetime | None = None
 
     @property
     def fence(self) -> int:
@@ -93,6 +95,7 @@ class Abandoned:
     """A claim whose owner vanished: now in doubt, never free.
 
     ``overdue`` is the time since its take-over time; negative where that lies ahead.
+    ``doubted_since`` is when it was claimed, or the first before it whose end is not known either.
     """
 
     connection_id: str
@@ -103,6 +106,7 @@ class Abandoned:
     issued_at: datetime
     expires_at: datetime | None
     overdue: timedelta
+    doubted_since: datetime | None = None
 
 
 class RefusalReason(StrEnum):
@@ -150,6 +154,7 @@ class Settlement:
     and ``fields`` are for the revocation of tokens whose connection is gone. ``adopts`` is the
     orphan whose refresh token is among ``tokens``: it is an orphan no more. ``rests`` is for how
     long nobody may claim, but whoever recalls: on the store's clock, whatever ``due_at`` says.
+    ``doubted_since`` goes with a doubt about the refresh token that is stored: see ``Claim``.
     """
 
     connection_id: str
@@ -169,6 +174,7 @@ class Settlement:
     fields: Mapping[str, str] = field(default_factory=dict)
     adopts: int | None = None
     rests: timedelta = timedelta(0)
+    doubted_since: datetime | None = None
 
 
 class Settled(StrEnum):

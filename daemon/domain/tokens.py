@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from daemon.domain.connection import Status
 from daemon.domain.outcome import Granted
@@ -77,8 +78,8 @@ class CurrentToken:
     """What serving needs of a connection: its access token and its state, no refresh token.
 
     ``access_token`` is empty where there is none (not authorized yet, imported without one,
-    erased). ``failure`` is the last error's description while refreshing fails, ``retry_at`` when
-    it is tried again.
+    erased). ``failure`` and ``failure_code`` are the last error's description and code while
+    refreshing fails, ``retry_at`` is when it is tried again.
     """
 
     connection: str
@@ -92,7 +93,19 @@ class CurrentToken:
     expires_at: datetime | None
     refreshable: bool
     failure: str | None = None
+    failure_code: str | None = None
     retry_at: datetime | None = None
+
+
+class Version(NamedTuple):
+    """What tells whether a token in memory is still the one to serve, without the token.
+
+    ``expires_at`` is the access token's: one that its API refuses ends within its generation.
+    """
+
+    generation: int
+    status: Status
+    expires_at: datetime | None = None
 
 
 def current_of(
@@ -102,6 +115,7 @@ def current_of(
     provider: str,
     status: Status,
     failure: str | None = None,
+    failure_code: str | None = None,
     retry_at: datetime | None = None,
 ) -> CurrentToken:
     """Return what serving needs of tokens that were just stored."""
@@ -117,5 +131,6 @@ def current_of(
         expires_at=tokens.expires_at,
         refreshable=tokens.refresh_token is not None,
         failure=failure,
+        failure_code=failure_code,
         retry_at=retry_at,
     )

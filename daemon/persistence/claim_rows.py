@@ -21,6 +21,7 @@ def held_back(wanted: Wanted) -> Refusal:
 
 def claim_of(row: Row, tokens: TokenSet, delay: float) -> Claim:
     """Return the claim of a row as it was before it was taken; ``delay`` is in seconds."""
+    was_in_doubt = row["state"] == ClaimState.IN_DOUBT
     return Claim(
         connection_id=row["connection_id"],
         provider=row["provider"],
@@ -28,7 +29,8 @@ def claim_of(row: Row, tokens: TokenSet, delay: float) -> Claim:
         status=Status(row["status"]),
         tokens=tokens,
         requested_scopes=tuple(row["requested_scopes"]),
-        was_in_doubt=row["state"] == ClaimState.IN_DOUBT,
+        was_in_doubt=was_in_doubt,
+        doubted_since=row["doubted_since"] if was_in_doubt else None,
         failures=row["failures"],
         planned_at=row["due_at"],
         delay=delay,

@@ -14,7 +14,7 @@ import asyncpg
 from daemon.domain.completion import authorized_detail
 from daemon.domain.connection import ID_LETTERS, Connection, Status
 from daemon.domain.history import EventType, NewEvent
-from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.domain.tokens import CurrentToken, TokenSet, Version
 from daemon.persistence.census import Census, take_census
 from daemon.persistence.held import store_schedule, store_tokens
 from daemon.persistence.life import ConnectionLife
@@ -177,14 +177,18 @@ class PostgresConnections(ConnectionLife):
             async for row in rows:
                 yield current_token(row, self._cipher)
 
-    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
-        """Return generation and status of these connections, to find stale cache entries."""
+    async def versions(self, ids: Sequence[str]) -> dict[str, Version]:
+        """Return what tells which cache entries are stale; unknown ids are left out."""
         rows = await self._database.fetch(
-            "SELECT c.id, c.status, coalesce(t.generation, 0) AS generation FROM connections c"
-            " LEFT JOIN token_sets t ON t.connection_id = c.id WHERE c.id = ANY($1::text[])",
+            "SELECT c.id, c.status, coalesce(t.generation, 0) AS generation, t.expires_at"
+            " FROM connections c LEFT JOIN token_sets t ON t.connection_id = c.id"
+            " WHERE c.id = ANY($1::text[])",
             list(ids),
         )
-        return {row["id"]: (row["generation"], Status(row["status"])) for row in rows}
+        return {
+            row["id"]: Version(row["generation"], Status(row["status"]), row["expires_at"])
+            for row in rows
+        }
 
     async def mark_used(self, used: Mapping[str, datetime]) -> None:
         """Remember when connections were last used; older times change nothing."""

@@ -164,6 +164,16 @@ async def _dial_one(
         raise _bad_url() from None
     except TimeoutError as error:
         raise ConnectionError(f"no answer within {limits.connect:.0f} s") from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        # CONNECT may be granted again at any time, as after somebody's maintenance.
+        raise unavailable(error) from error
+    except asyncpg.PostgresError as error:
+        if classify(error) is None:
+            raise StorageError(
+                f"the server refuses what database.url asks for: {error.args[0]} "
+                f"({error.sqlstate}); correct its parameters"
+            ) from error
+        raise
     try:
         await connection.set_type_codec(
             "jsonb",

@@ -42,6 +42,11 @@ SELECT 1 FROM refresh_schedule WHERE connection_id = ANY($1::text[]) ORDER BY co
 FOR UPDATE
 """
 _LOCK_CONNECTIONS = "SELECT 1 FROM connections WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE"
+# A disconnect of the survivor is one of all that went into it.
+_MERGED = """
+SELECT m.id FROM merged_connections m JOIN connections c ON c.id = m.survivor
+WHERE m.id = ANY($1::text[]) AND c.status <> 'disconnected'
+"""
 _READ_TOKENS = """
 SELECT connection_id, generation, access_token, refresh_token, token_type, scopes, issued_at,
        expires_at
@@ -64,7 +69,7 @@ _STORE_SCHEDULE = """
 INSERT INTO refresh_schedule (connection_id, provider, due_at) VALUES ($1, $2, $3)
 ON CONFLICT (connection_id) DO UPDATE
 SET due_at = excluded.due_at, state = 'idle', attempt = NULL, owner = NULL, take_over_at = NULL,
-    failures = 0
+    doubted_since = NULL, failures = 0
 """
 
 
@@ -88,6 +93,15 @@ async def holder_of(
         beside,
     )
     return found
+
+
+async def merged_of(session: DatabaseConnection, ids: Sequence[str]) -> frozenset[str]:
+    """Return those of ``ids`` that went into another connection, which goes on.
+
+    A reply to a refresh of theirs is superseded, like one that a reconnect has overtaken. To revoke
+    its tokens could end the survivor's grant: it is the same account's.
+    """
+    return frozenset(row["id"] for row in await session.fetch(_MERGED, list(ids)))
 
 
 async def lock_connections(

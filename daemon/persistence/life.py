@@ -49,7 +49,8 @@ WHERE id = $1
 _END_TOKEN = "UPDATE token_sets SET expires_at = least(expires_at, $2) WHERE connection_id = $1"
 _END_SCHEDULE = """
 UPDATE refresh_schedule
-SET due_at = NULL, state = 'idle', attempt = NULL, owner = NULL, take_over_at = NULL, failures = 0
+SET due_at = NULL, state = 'idle', attempt = NULL, owner = NULL, take_over_at = NULL,
+    doubted_since = NULL, failures = 0
 WHERE connection_id = $1
 """
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TypeAlias
 
 import asyncpg
+import structlog
 
 from daemon.domain.clock import Clock, Entropy
 from daemon.domain.errors import DatabaseUnavailableError, StorageError
@@ -29,6 +30,9 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Prepare: TypeAlias = Callable[[DatabaseConnection], Awaitable[None]]
 
+log = structlog.get_logger()
+
+_CLOSED = "the database is closed"
 # A pool that was lost sooner than this was no success: the backoff goes on where it was.
 _STABLE_SECONDS = 5.0
 _RETIRE_SECONDS = 5.0
@@ -57,6 +61,7 @@ class Lifeline:
         self._pool: Pool | None = None
         self._reason = "the database is not started"
         self._reported: bool | None = None
+        self._told: str | None = None
         self._lost = asyncio.Event()
         self._up = asyncio.Event()
         # Clear only from a loss to the end of the first try after it.
@@ -92,8 +97,10 @@ class Lifeline:
     async def close(self) -> None:
         """Give up all connections: those in use get 5 s to finish."""
         await stop(self._supervisor)
+        # That is no news.
+        self._told = _CLOSED
         if self._pool is not None:
-            self._discard(self._pool, "the database is closed")
+            self._discard(self._pool, _CLOSED)
         self._settled.set()
         await asyncio.gather(*self._retiring)
 
@@ -164,6 +171,17 @@ class Lifeline:
         if self._reported is not self.connected:
             self._reported = self.connected
             self._on_state(self.connected)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Log each new reason once, not each try, and that it is over."""
+        if self.reason == self._told:
+            return
+        self._told = self.reason
+        if self.reason is None:
+            log.info("database_available")
+        else:
+            log.warning("database_unavailable", reason=self.reason)
 
     async def _supervise(self) -> None:
         failures = 0 if self.connected else 1
@@ -196,7 +214,8 @@ class Lifeline:
         except DatabaseUnavailableError as error:
             self._reason = str(error)
         except StorageError as error:
-            self._reason = str(error)
+            # It ends the daemon, which says so itself.
+            self._reason = self._told = str(error)
             self._settled.set()
             self._report()
             raise

@@ -28,14 +28,15 @@ WITH picked AS (
 )
 UPDATE refresh_schedule s
 SET state = 'sending', owner = $4, epoch = epoch + 1, attempt = gen_random_uuid()::text,
-    take_over_at = clock_timestamp() + $5
+    take_over_at = clock_timestamp() + $5,
+    doubted_since = CASE WHEN s.state = 'in_doubt' THEN coalesce(s.doubted_since, $3) ELSE $3 END
 FROM picked WHERE s.connection_id = picked.connection_id
-RETURNING s.connection_id, s.provider, s.attempt, s.failures,
+RETURNING s.connection_id, s.provider, s.attempt, s.failures, s.doubted_since,
           picked.state AS state, picked.due_at AS due_at
 """
 
 LOCK_WANTED = """
-SELECT connection_id, provider, state, due_at, failures, attempt,
+SELECT connection_id, provider, state, due_at, failures, attempt, doubted_since,
        coalesce(take_over_at > clock_timestamp(), false) AS rests
 FROM refresh_schedule WHERE connection_id = $1 FOR UPDATE
 """
@@ -55,7 +56,8 @@ WHERE c.id = ANY($1::text[])
 CLAIM_WANTED = """
 UPDATE refresh_schedule
 SET state = 'sending', owner = $2, epoch = epoch + 1, attempt = gen_random_uuid()::text,
-    take_over_at = clock_timestamp() + $3, due_at = least(coalesce(due_at, $4), $4)
+    take_over_at = clock_timestamp() + $3, due_at = least(coalesce(due_at, $4), $4),
+    doubted_since = CASE WHEN state = 'in_doubt' THEN coalesce(doubted_since, $4) ELSE $4 END
 WHERE connection_id = $1 RETURNING attempt
 """
 
@@ -72,7 +74,7 @@ WHERE id = $1
 
 ABANDONED = """
 SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at,
-       clock_timestamp() - s.take_over_at AS overdue
+       s.doubted_since, clock_timestamp() - s.take_over_at AS overdue
 FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
 WHERE s.provider = ANY($1::text[]) AND s.due_at <= $2 AND s.state = 'sending'
   AND s.take_over_at < clock_timestamp()
@@ -82,7 +84,7 @@ LIMIT 500
 # Only at a start: no index for it, and none is missed.
 ABANDONED_BY = """
 SELECT s.connection_id, s.provider, s.attempt, s.failures, t.generation, t.issued_at, t.expires_at,
-       clock_timestamp() - s.take_over_at AS overdue
+       s.doubted_since, clock_timestamp() - s.take_over_at AS overdue
 FROM refresh_schedule s JOIN token_sets t ON t.connection_id = s.connection_id
 WHERE s.owner = $1 AND s.state = 'sending'
 """

@@ -42,6 +42,7 @@ from daemon.persistence.claim_rows import (
     not_reclaimed,
     schedule_of,
 )
+from daemon.persistence.held import merged_of
 from daemon.persistence.history import EventRecorder
 from daemon.persistence.incarnations import Incarnations
 from daemon.persistence.orphans import PostgresOrphans
@@ -203,7 +204,7 @@ class PostgresRefreshes:
         ``generation`` is the one that the request was sent for, at ``sent_at``. Like ``reclaim``,
         but also where the database has an older one, unless a later grant has put it there. A
         disconnect since ``epoch`` refuses it, and with that a connection that was purged and made
-        anew under the same name.
+        anew under the same name. Not wanted where it was merged into another one.
         """
         with refusals_told():
             async with self._database.transaction() as connection:
@@ -211,6 +212,8 @@ class PostgresRefreshes:
                 if row is not None and (
                     not is_older(row, generation, sent_at) or has_ended(row, attempt)
                 ):
+                    return None
+                if row is None and await merged_of(connection, [connection_id]):
                     return None
                 refused = not_reclaimed(row, connection_id, attempt, epoch=epoch)
                 if row is None or refused is not None:

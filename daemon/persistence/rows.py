@@ -122,6 +122,7 @@ def current_token(row: Row, cipher: TokenCipher) -> CurrentToken:
         expires_at=row["expires_at"],
         refreshable=bool(row["has_refresh_token"]),
         failure=trouble or (row["last_error"]["description"] if failing else None),
+        failure_code=row["last_error"]["code"] if failing and trouble is None else None,
         retry_at=row["due_at"] if failing else None,
     )
 

@@ -140,6 +140,11 @@ def segment_files(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"*{_SUFFIX}"))
 
 
+def segment_number(path: Path) -> int:
+    """Return the number in a segment's name; the higher, the newer."""
+    return int(path.name.split(".")[0])
+
+
 def _sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -21,6 +21,7 @@ from daemon.domain.errors import DecryptionError, StorageError
 from daemon.domain.revocation import Initiator
 from daemon.domain.tokens import TokenSet
 from daemon.persistence.cipher import TokenCipher
+from daemon.persistence.held import merged_of
 from daemon.persistence.history import INSERT_EVENTS, EventRecorder, event_columns
 from daemon.persistence.orphans import Late, keep_orphans
 from daemon.persistence.postgres import Database
@@ -41,14 +42,14 @@ WITH input AS (
                          $6::int[], $7::bool[], $8::bytea[], $9::bytea[], $10::text[],
                          $11::text[], $12::timestamptz[], $13::timestamptz[], $14::text[],
                          $15::text[], $16::bool[], $17::text[], $18::bigint[], $19::bigint[],
-                         $28::interval[])
+                         $28::interval[], $29::timestamptz[])
     AS i (id, attempt, generation, state, due_at, failures, has_tokens, access_token,
           refresh_token, token_type, scopes, issued_at, expires_at, status, last_error, touches,
-          reply_values, new_generation, adopts, rests)
+          reply_values, new_generation, adopts, rests, doubted_since)
 ), fenced AS (
     UPDATE refresh_schedule s
     SET state = i.state, due_at = i.due_at, failures = i.failures, owner = NULL,
-        take_over_at = clock_timestamp() + i.rests
+        take_over_at = clock_timestamp() + i.rests, doubted_since = i.doubted_since
     FROM input i JOIN token_sets t ON t.connection_id = i.id AND t.generation = i.generation
     WHERE s.connection_id = i.id AND s.attempt = i.attempt
       AND (s.state = 'sending' OR (s.state = 'in_doubt' AND i.has_tokens))
@@ -124,6 +125,7 @@ class Settlements:
             *_transposed(events, _EVENT_COLUMNS),
             self._recorder.delivers,
             [one.rests or None for one in settlements],
+            [one.doubted_since for one in settlements],
         )
         stored = {row["attempt"] for row in rows}
         unwritten = [one for one in settlements if one.attempt not in stored]
@@ -137,8 +139,13 @@ class Settlements:
         async with self._database.transaction() as session:
             rows = await session.fetch(_UNWRITTEN, [one.connection_id for one in unwritten])
             known: dict[str, Row] = {row["id"]: row for row in rows}
+            gone = [one.connection_id for one in unwritten if one.connection_id not in known]
+            merged = await merged_of(session, gone) if gone else ()
             answers = {
-                one.attempt: self._answer(known.get(one.connection_id), one) for one in unwritten
+                one.attempt: Settled.SUPERSEDED
+                if one.connection_id in merged
+                else self._answer(known.get(one.connection_id), one)
+                for one in unwritten
             }
             late = [one for one in unwritten if answers[one.attempt] is Settled.DISCONNECTED]
             revocations = [
@@ -150,6 +157,7 @@ class Settlements:
                 for one in unwritten
                 if one.tokens is not None
                 and answers[one.attempt] is Settled.SUPERSEDED
+                and one.connection_id not in merged
                 and _is_of_grant(known[one.connection_id], one.tokens)
             ]
             await keep_orphans(session, self._cipher, orphans, now=now)

@@ -69,6 +69,8 @@ class Attempts:
         self._committing = Committing(ports, cache=cache, owner=owner)
         self._unwell: set[str] = set()
         self._in_flight: dict[str, Claim] = {}
+        # No request left before its claim was begun with.
+        self._begun_at: dict[str, datetime] = {}
         self.waiting: dict[str, str] = {}
 
     @property
@@ -85,21 +87,34 @@ class Attempts:
         """Remember whether a provider's shared state has anything to be cleared by a success."""
         (self._unwell.add if unwell else self._unwell.discard)(provider)
 
-    async def run(self, claim: Claim, since: float) -> None:
-        """Send, store and tell. ``since`` is the boot time before the claim was asked for."""
+    def take(self, claim: Claim) -> None:
+        """Hold a claim as in flight, as soon as it is known; ``run`` must follow."""
         self._in_flight[claim.attempt] = claim
+        self._begun_at.setdefault(claim.attempt, self._ports.clock.now())
+
+    async def run(self, claim: Claim, since: float, *, is_forced: bool = False) -> None:
+        """Send, store and tell. ``since`` is the boot time before the claim was asked for.
+
+        ``is_forced``: a person asks for it, who passes any doubt.
+        """
+        self.take(claim)
         try:
             with self._committing.open(claim.attempt):
-                await self._traced(claim, since)
+                await self._traced(claim, since, is_forced=is_forced)
         finally:
             self._in_flight.pop(claim.attempt, None)
+            del self._begun_at[claim.attempt]
 
-    async def each_open(self, work: Callable[[Claim], Awaitable[object]]) -> None:
-        """Do something about every claim in flight whose end is not stored meanwhile."""
-        for claim in list(self._in_flight.values()):
-            await self._committing.while_open(claim.attempt, partial(work, claim))
+    async def each_open(self, work: Callable[[Claim, datetime], Awaitable[object]]) -> None:
+        """Do something about every claim in flight whose end is not stored meanwhile.
 
-    async def _traced(self, claim: Claim, since: float) -> None:
+        ``work`` is told, too, when the attempt began: its request left no earlier.
+        """
+        in_flight = [(claim, self._begun_at[attempt]) for attempt, claim in self._in_flight.items()]
+        for claim, begun_at in in_flight:
+            await self._committing.while_open(claim.attempt, partial(work, claim, begun_at))
+
+    async def _traced(self, claim: Claim, since: float, *, is_forced: bool) -> None:
         told: dict[str, Attribute] = {
             "tokenward.provider": claim.provider,
             "tokenward.connection": claim.connection_id,
@@ -110,12 +125,12 @@ class Attempts:
         with tracer.span("refresh", told, began_ago=ago, withheld=withheld) as span:
             with tracer.span("claim", began_ago=ago):
                 pass
-            outcome = await self._run(claim, since)
+            outcome = await self._run(claim, since, is_forced=is_forced)
             span.set("tokenward.outcome", outcome.kind.value)
             if outcome.kind is not OutcomeKind.OK:
                 span.fail((outcome.reason or FailureReason.OTHER).value)
 
-    async def _run(self, claim: Claim, since: float) -> Outcome:
+    async def _run(self, claim: Claim, since: float, *, is_forced: bool) -> Outcome:
         clock = self._ports.clock
         # On boot time and from before the claim was asked for: a machine that was suspended since
         # then must not send late.
@@ -130,6 +145,8 @@ class Attempts:
             sent = Sent(at=clock.now(), duration=0.0)
         elif claim.tokens.refresh_token is None:
             outcome, sent = _nothing_to_send(), Sent(at=clock.now(), duration=0.0)
+        elif not is_forced and policy.comes_too_late(claim, provider.rotation, clock.now()):
+            outcome, sent = _too_late(), Sent(at=clock.now(), duration=0.0)
         else:
             await clock.sleep(claim.delay)
             began, sent_at = clock.boottime(), clock.now()
@@ -144,10 +161,13 @@ class Attempts:
         learns_first = sent.asked and not brings_token
         if learns_first:
             await self._learn(claim, outcome)
-        is_stored = await self.conclude(claim, provider, outcome, sent=sent)
+        settled = await self.conclude(claim, provider, outcome, sent=sent)
         # What is stored may be forgotten from here on, like any other commit: see Reconciliation.
         self._in_flight.pop(claim.attempt, None)
-        await self._ports.journal.settled(claim.attempt, stored=is_stored)
+        # Should the database forget a disconnect, this is what follows the token that it has then;
+        # while it remembers, the epoch keeps the reply out.
+        keeps = settled in {Settled.STORED, Settled.DISCONNECTED}
+        await self._ports.journal.settled(claim.attempt, stored=keeps)
         if sent.asked and not learns_first:
             await self._learn(claim, outcome)
         return outcome
@@ -204,10 +224,10 @@ class Attempts:
 
     async def conclude(
         self, claim: Claim, provider: Provider, outcome: Outcome, *, sent: Sent
-    ) -> bool:
+    ) -> Settled:
         """Store what follows from an outcome, however long that takes, and tell everybody.
 
-        Return whether it is stored: something else may have come first.
+        Return what became of it: something else may have come first.
         """
         decision = await self._decide(claim, provider, outcome, sent)
         settled = await self._committing.commit(claim, decision.settlement)
@@ -226,11 +246,11 @@ class Attempts:
             self._tell(claim, outcome, decision, sent.duration)
             if decision.retry_in is not None:
                 self._on_schedule(decision.retry_in)
-            return True
+            return settled
         if settled is Settled.DISCONNECTED:
             self._ports.on_disowned()
         await self._forget(claim)
-        return False
+        return settled
 
     async def _decide(
         self, claim: Claim, provider: Provider, outcome: Outcome, sent: Sent
@@ -312,6 +332,19 @@ class Attempts:
 
 def _not_sent(description: str) -> Outcome:
     return Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.OTHER, description=description)
+
+
+def _too_late() -> Outcome:
+    return Outcome(
+        kind=OutcomeKind.NOT_SENT,
+        reason=FailureReason.OTHER,
+        error=OutcomeKind.IN_DOUBT.value,
+        description=(
+            "The answer to an earlier refresh is not known, and the time in which the provider "
+            "lets it be repeated has passed. It is tried once more shortly before the token "
+            "expires."
+        ),
+    )
 
 
 def _is_our_own_fault(outcome: Outcome) -> bool:

@@ -14,6 +14,7 @@ from math import inf
 import orjson
 
 from daemon.domain.connection import Status
+from daemon.domain.outcome import FailureReason, OutcomeKind
 from daemon.domain.tokens import CurrentToken
 
 # 50,000 entries of a 1.5 KB token are about 100 MB at the worst. Connections beyond it are read
@@ -24,6 +25,19 @@ _LARGEST = 50_000
 SHORTEST_LIFE = 1.0
 _EXPIRES_IN = b',"expires_in":'
 _SERVED = frozenset({Status.ACTIVE, Status.FAILING, Status.REAUTHORIZATION_REQUIRED})
+# Codes of ours for failures in which the provider named no error of its own.
+_OURS = frozenset(
+    {
+        *OutcomeKind,
+        FailureReason.NETWORK,
+        FailureReason.TIMEOUT,
+        FailureReason.RATE_LIMITED,
+        FailureReason.SERVER_ERROR,
+        FailureReason.MALFORMED_RESPONSE,
+        FailureReason.OTHER,
+        *("reply_lost", "no_refresh_token", "token_revoked", "decrypt_error"),
+    }
+)
 
 
 class Entry:
@@ -37,6 +51,7 @@ class Entry:
         "head",
         "issued_at",
         "provider",
+        "provider_error",
         "refreshable",
         "retry_at",
         "status",
@@ -51,6 +66,7 @@ class Entry:
         self.generation = token.generation
         self.refreshable = token.refreshable
         self.failure = token.failure
+        self.provider_error = provider_error_of(token)
         self.retry_at = token.retry_at
         self.issued_at = token.issued_at.timestamp()
         self.expires_at = _good_until(token)
@@ -112,6 +128,11 @@ def warning_of(token: CurrentToken) -> str | None:
             f"{token.failure or 'the grant is dead.'}"
         )
     return f"This token is good, but refreshing it fails: {token.failure or 'retrying.'}"
+
+
+def provider_error_of(token: CurrentToken) -> str | None:
+    """Return the provider's error code (RFC 6749 5.2) while refreshing fails, if it gave one."""
+    return None if token.failure_code in _OURS else token.failure_code
 
 
 def _good_until(token: CurrentToken) -> float:

@@ -199,5 +199,6 @@ def current_token(claim: Claim, settlement: Settlement, tokens: TokenSet) -> Cur
         provider=claim.provider,
         status=settlement.status,
         failure=error.description if error else None,
+        failure_code=error.code if error else None,
         retry_at=settlement.due_at if error else None,
     )

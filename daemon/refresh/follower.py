@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from daemon.domain.clock import Clock
-from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.tokens import Version
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.memory import Memory
 from daemon.refresh.ports import CurrentTokens
@@ -97,6 +97,11 @@ class Follower:
         if changed:
             await self._memory.reload(changed)
 
-    def _differs(self, name: str, versions: Mapping[str, tuple[int, Status]]) -> bool:
-        entry = self._cache.get(name)
-        return entry is None or (entry.generation, entry.status) != versions.get(name)
+    def _differs(self, name: str, versions: Mapping[str, Version]) -> bool:
+        entry, version = self._cache.get(name), versions.get(name)
+        if entry is None or version is None:
+            return True
+        if (entry.generation, entry.status) != (version.generation, version.status):
+            return True
+        # A token of a dead grant that its API refuses as well has ended before its time.
+        return version.expires_at is not None and version.expires_at.timestamp() < entry.expires_at

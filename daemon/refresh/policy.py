@@ -134,18 +134,20 @@ def decide(
         case OutcomeKind.REAUTHORIZE:
             return _dead(claim, outcome, now)
         case OutcomeKind.IN_DOUBT:
+            since = _earlier(claim.doubted_since, sent_at)
             due = _resend_after(
-                claim, provider.rotation, retry, now, sent_at=sent_at, again=claim.was_in_doubt
+                claim, provider.rotation, retry, now, sent_at=since, again=claim.was_in_doubt
             )
-            return _decision(claim, now, outcome, state=ClaimState.IN_DOUBT, due=due)
+            return _doubted(_decision(claim, now, outcome, due=due), since)
         case (
             OutcomeKind.OK | OutcomeKind.NOT_SENT | OutcomeKind.REFUSED | OutcomeKind.MISCONFIGURED
         ):
             if not claim.was_in_doubt:
                 return _decision(claim, now, outcome, due=retry)
             # This attempt says nothing about the one whose end is unknown: its doubt stays.
-            due = _resend_after(claim, provider.rotation, retry, now, sent_at=sent_at, again=False)
-            return _decision(claim, now, outcome, state=ClaimState.IN_DOUBT, due=due)
+            since = _earlier(claim.doubted_since, sent_at)
+            due = _resend_after(claim, provider.rotation, retry, now, sent_at=since, again=False)
+            return _doubted(_decision(claim, now, outcome, due=due), claim.doubted_since)
         case _:
             assert_never(outcome.kind)
 
@@ -222,6 +224,18 @@ def resend_at(
     return max(retry, life.expires_at - lead)
 
 
+def comes_too_late(claim: Claim, rotation: Rotation, now: datetime) -> bool:
+    """Tell whether a resend that was safe when it was planned is not any more.
+
+    Outages and pauses may have delayed it beyond the provider's grace.
+    """
+    if claim.doubted_since is None:
+        return False
+    life = Life(issued_at=claim.tokens.issued_at, expires_at=claim.tokens.expires_at)
+    since = _earlier(claim.doubted_since, now)
+    return resend_at(rotation, life, sent_at=since, now=now, retry=now) > now
+
+
 def abandoned(
     claim: Abandoned,
     rotation: Rotation,
@@ -238,7 +252,9 @@ def abandoned(
     life = Life(issued_at=claim.issued_at, expires_at=claim.expires_at)
     remaining = None if life.expires_at is None else (life.expires_at - now).total_seconds()
     retry = now + timedelta(seconds=backoff(claim.failures + 1, chance, remaining))
-    due = resend_at(rotation, life, sent_at=now - claim.overdue - hold, now=now, retry=retry)
+    # Whoever claimed it may have held it for longer than this process does.
+    since = _earlier(claim.doubted_since, now - claim.overdue - hold)
+    due = resend_at(rotation, life, sent_at=since, now=now, retry=retry)
     return Settlement(
         connection_id=claim.connection_id,
         attempt=claim.attempt,
@@ -246,6 +262,7 @@ def abandoned(
         state=ClaimState.IN_DOUBT,
         due_at=max(due, now + rests),
         rests=rests,
+        doubted_since=since,
         status=Status.FAILING,
         failures=claim.failures + 1,
         last_error=Failure(
@@ -258,6 +275,17 @@ def abandoned(
         ),
         touches_connection=True,
     )
+
+
+def _earlier(known: datetime | None, at: datetime) -> datetime:
+    """Return the earlier time: a clock that was set back must not prolong any grace."""
+    return at if known is None else min(known, at)
+
+
+def _doubted(decision: Decision, since: datetime | None) -> Decision:
+    """Return a decision that leaves the fate of the stored refresh token open."""
+    settlement = replace(decision.settlement, state=ClaimState.IN_DOUBT, doubted_since=since)
+    return replace(decision, settlement=settlement)
 
 
 def _retry_at(claim: Claim, outcome: Outcome, now: datetime, chance: float) -> datetime:

@@ -19,12 +19,11 @@ from daemon.domain.claim import (
     Standing,
 )
 from daemon.domain.claimable import Wanted
-from daemon.domain.connection import Status
 from daemon.domain.journal import JournaledReply
 from daemon.domain.outcome import Granted, Outcome
 from daemon.domain.provider import Provider
 from daemon.domain.reply import RawReply
-from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.domain.tokens import CurrentToken, TokenSet, Version
 from daemon.oauth.identifying import Identity
 
 
@@ -171,8 +170,8 @@ class CurrentTokens(Protocol):
     async def current(self, ids: Sequence[str]) -> list[CurrentToken]:
         """Return what serving needs of these connections; unknown ids are left out."""
 
-    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
-        """Return generation and status of these connections."""
+    async def versions(self, ids: Sequence[str]) -> dict[str, Version]:
+        """Return what tells whether memory is stale; unknown ids are left out."""
 
 
 class Providers(Protocol):

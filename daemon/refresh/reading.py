@@ -170,6 +170,7 @@ class TokenReader:
             entry.connection,
             entry.failure or "The refresh has not succeeded yet.",
             self._retry_after(refusal.retry_at if refusal else entry.retry_at),
+            provider_error=entry.provider_error,
         )
 
     def _after(
@@ -197,6 +198,7 @@ class TokenReader:
             or _not_taken_up(refusal)
             or "Refreshing the token has not succeeded yet.",
             self._retry_after(refusal.retry_at if refusal else entry.retry_at),
+            provider_error=entry.provider_error,
         )
 
     async def _refresh_entry(self, entry: Entry) -> Refusal | None:
@@ -263,7 +265,7 @@ def _clamped(entry: Entry, min_ttl: float) -> str:
     lifetime = entry.expires_at - entry.issued_at
     given = "unlimited" if lifetime == inf else f"{int(lifetime)} s"
     return (
-        f"min_ttl={min_ttl:g} asks for more than is left of the newest token; this provider's "
+        f"min_ttl={min_ttl:.0f} asks for more than is left of the newest token; this provider's "
         f"tokens live for {given}."
     )
 
@@ -299,14 +301,18 @@ def _reauthorize(entry: Entry) -> Problem:
         f"{entry.failure or why} A person must connect again: "
         f"POST /v1/connections/{entry.connection}/authorize gives the URL to open.",
         connection=entry.connection,
+        provider_error=entry.provider_error,
     )
 
 
-def _unavailable(connection: str, why: str, retry_after: float) -> Problem:
+def _unavailable(
+    connection: str, why: str, retry_after: float, *, provider_error: str | None = None
+) -> Problem:
     return Problem(
         503,
         "token_unavailable",
         f"{why} Try again after the time in Retry-After.",
         connection=connection,
         retry_after=ceil(retry_after),
+        provider_error=provider_error,
     )

@@ -118,12 +118,13 @@ class Reconciliation:
         """
         await self._refresher.attempts.each_open(self._claim_again)
 
-    async def _claim_again(self, claim: Claim) -> None:
+    async def _claim_again(self, claim: Claim, begun_at: datetime) -> None:
+        # As of its beginning: what a person has granted since then is not to be claimed for it.
         await self._recalled(
             claim.connection_id,
             claim.attempt,
             generation=claim.tokens.generation,
-            sent_at=self._ports.clock.now(),
+            sent_at=begun_at,
             epoch=claim.epoch,
         )
 

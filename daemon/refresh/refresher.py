@@ -21,6 +21,7 @@ from daemon.domain.claimable import Wanted
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.refresh.attempts import Attempts, Ports
 from daemon.refresh.cache import TokenCache
+from daemon.refresh.lost_claims import LostClaims
 from daemon.refresh.memory import Memory
 from daemon.refresh.slots import Slots
 
@@ -80,6 +81,7 @@ class Refresher:
             on_schedule=on_schedule,
             owner=owner,
         )
+        self.lost_claims = LostClaims()
         self._slots = slots
         self._settings = settings
         self._owner = owner
@@ -128,6 +130,7 @@ class Refresher:
             rate=0,
             forced=True,
         )
+        self.attempts.take(claim)
         self._fly(wanted, self._run_claimed(claim, since, on_end))
 
     def asked(self, wanted: Wanted) -> None:
@@ -208,12 +211,14 @@ class Refresher:
                     connection_id=wanted.connection_id, reason=RefusalReason.PROVIDER_PAUSED
                 )
             since = self._ports.clock.boottime()
-            answer = await self._ports.store.claim(
-                wanted, owner=self._owner, hold=self.hold, now=self._ports.clock.now()
-            )
-            if isinstance(answer, Refusal):
-                return answer
-            await self.attempts.run(answer, since)
+            with self.lost_claims.claiming():
+                answer = await self._ports.store.claim(
+                    wanted, owner=self._owner, hold=self.hold, now=self._ports.clock.now()
+                )
+                if isinstance(answer, Refusal):
+                    return answer
+                self.attempts.take(answer)
+            await self.attempts.run(answer, since, is_forced=wanted.forced)
             return None
         finally:
             self._slots.give(wanted.provider)

@@ -161,10 +161,10 @@ class Replaying:
                 return Fate.LATER
             return await self._disown(entry, provider, outcome)
         claim = replace(claim, was_in_doubt=entry.was_in_doubt)
-        is_stored = await self._refresher.attempts.conclude(
+        settled = await self._refresher.attempts.conclude(
             claim, provider, outcome, sent=Sent(at=entry.sent_at, duration=0.0)
         )
-        return Fate.STORED if is_stored else Fate.SUPERSEDED
+        return Fate.STORED if settled is Settled.STORED else Fate.SUPERSEDED
 
     async def _claim(self, entry: JournaledReply) -> Claim | Refusal | None:
         """Claim for a kept reply, also in a database that has forgotten."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
 
-from daemon.domain.claim import DueClaims
+from daemon.domain.claim import Abandoned, DueClaims
 from daemon.domain.clock import Clock
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.provider import Provider
@@ -30,6 +30,8 @@ _LOOK_FOR_ABANDONED = 5.0
 # After an outage of the database every claim in flight is overdue. Its owner, and whoever has an
 # earlier reply, tries at least every 5 s to store it: nobody resends before that.
 _OWNER_MAY_STORE = timedelta(seconds=10)
+# That rest is on the database's clock, which may run a little behind while it is waited for.
+_CLOCKS_DRIFT = 0.1
 # How long to leave a database alone that has just not answered.
 _DATABASE_AWAY = 2.0
 
@@ -65,6 +67,8 @@ class Scheduler:
         self._expected = inf
         self._turn = 0
         self._looks_again_at = 0.0
+        # Until then what was taken over last is due and cannot be claimed yet.
+        self._rests_until = -inf
         self._stopping = False
         self._at_rest = asyncio.Event()
         self._at_rest.set()
@@ -120,15 +124,16 @@ class Scheduler:
         taken = {name: places for name, (places, _) in room.items()}
         since = self._sweep.clock.boottime()
         try:
-            due = await self._sweep.store.claim_due(
-                room=room,
-                owner=self._sweep.owner,
-                hold=self._refresher.hold,
-                now=now,
-            )
-            for claim in due.claims:
-                taken[claim.provider] -= 1
-                self._refresher.start(claim, since=since, on_end=self.wake)
+            with self._refresher.lost_claims.claiming():
+                due = await self._sweep.store.claim_due(
+                    room=room,
+                    owner=self._sweep.owner,
+                    hold=self._refresher.hold,
+                    now=now,
+                )
+                for claim in due.claims:
+                    taken[claim.provider] -= 1
+                    self._refresher.start(claim, since=since, on_end=self.wake)
         finally:
             for name, unused in taken.items():
                 self._slots.give(name, unused)
@@ -139,46 +144,63 @@ class Scheduler:
         """Return the seconds until something is due that was not yet when claims were taken."""
         if self._woken.is_set():
             return 0.0
+        clock = self._sweep.clock
         names = [provider.name for provider in self._providers()]
         following = await self._sweep.store.next_due(names, after=looked_at)
         soonest = min(waits)
+        if (rests := self._rests_until - clock.boottime()) > 0:
+            soonest = min(soonest, rests)
         if following is not None:
-            soonest = min(soonest, (following - self._sweep.clock.now()).total_seconds())
+            soonest = min(soonest, (following - clock.now()).total_seconds())
         return max(_SHORTEST_SLEEP, soonest)
 
     async def _take_over(self) -> None:
-        """Put claims whose owners vanished in doubt."""
+        """Put claims whose owners vanished in doubt, and those that this process lost."""
         clock, store = self._sweep.clock, self._sweep.store
+        mine = self._refresher.attempts.in_flight
+        # Nobody can have a reply to what was never sent: no rest for these.
+        lost = await self._refresher.lost_claims.find(store, self._sweep.owner, mine)
+        if lost:
+            await self._put_in_doubt(lost, rests=timedelta(0))
+            self._refresher.lost_claims.forget()
         if clock.boottime() < self._looks_again_at:
             return
-        providers = {provider.name: provider for provider in self._providers()}
-        mine = self._refresher.attempts.in_flight
+        names = [provider.name for provider in self._providers()]
         abandoned = [
             claim
-            for claim in await store.abandoned(list(providers), now=clock.now())
+            for claim in await store.abandoned(names, now=clock.now())
             # Nobody has vanished: this process still has a reply to store.
             if claim.attempt not in mine
         ]
         self._looks_again_at = clock.boottime() + _LOOK_FOR_ABANDONED
-        if not abandoned:
-            return
+        if abandoned:
+            await self._put_in_doubt(abandoned, rests=_OWNER_MAY_STORE)
+            rests = _OWNER_MAY_STORE.total_seconds() + _CLOCKS_DRIFT
+            self._rests_until = clock.boottime() + rests
+
+    async def _put_in_doubt(self, claims: Sequence[Abandoned], *, rests: timedelta) -> None:
+        """Settle claims that nobody works at, each by its provider's rotation."""
+        clock = self._sweep.clock
+        rotations = {provider.name: provider.rotation for provider in self._providers()}
         settlements = [
             recording.of_abandoned(
                 claim,
                 policy.abandoned(
                     claim,
-                    providers[claim.provider].rotation,
+                    rotations[claim.provider],
                     clock.now(),
                     self._sweep.chance(),
                     hold=self._refresher.hold,
-                    rests=_OWNER_MAY_STORE,
+                    rests=rests,
                 ),
             )
-            for claim in abandoned
+            for claim in claims
+            if claim.provider in rotations
         ]
-        await store.settle(settlements, now=clock.now())
-        for claim in abandoned:
-            self._sweep.publisher.publish(claim.connection_id)
+        if settlements:
+            await self._sweep.store.settle(settlements, now=clock.now())
+        for settlement in settlements:
+            self._sweep.publisher.publish(settlement.connection_id)
 
     def _in_turn(self) -> list[Provider]:
         """Return all providers, beginning with another one each time."""

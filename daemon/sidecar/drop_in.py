@@ -48,6 +48,7 @@ _ERRORS: Mapping[str, tuple[str, int]] = {
     "reauthorization_required": ("invalid_grant", 400),
     "unauthenticated": ("invalid_client", 401),
     "unknown_connection": ("invalid_grant", 400),
+    "unsupported_media_type": ("invalid_request", 400),
 }
 
 

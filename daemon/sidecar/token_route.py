@@ -33,9 +33,8 @@ _HEAD = (
     b"Cache-Control: no-store\r\nDate: %b\r\nContent-Length: %d\r\n\r\n%b"
 )
 _ROUTE = "/v1/connections/{id}/token"
-# A TTL beyond a year is a mistake in units, most likely milliseconds.
-_LARGEST_TTL = 366 * 24 * 3600
-_LARGEST_GENERATION = 2**63 - 1
+# More than any token lives is answered with the newest one and a warning, however much it is.
+_LARGEST_NUMBER = 2**63 - 1
 _MOST_DIGITS = 19
 
 
@@ -209,20 +208,20 @@ def read_parameters(request: web.BaseRequest) -> tuple[float, int | None]:
             "The parameters of a token read are min_ttl (seconds) and newer_than (a generation); "
             "remove the others.",
         )
-    min_ttl = _whole(request, "min_ttl", _LARGEST_TTL, "a whole number of seconds")
-    newer_than = _whole(request, "newer_than", _LARGEST_GENERATION, "the generation in hand")
+    min_ttl = _whole(request, "min_ttl", "a whole number of seconds")
+    newer_than = _whole(request, "newer_than", "the generation in hand")
     return float(min_ttl or 0), newer_than
 
 
-def _whole(request: web.BaseRequest, name: str, largest: int, what: str) -> int | None:
+def _whole(request: web.BaseRequest, name: str, what: str) -> int | None:
     values = request.query.getall(name, [])
     if not values:
         return None
     text = values[0]
     if len(values) > 1 or not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
         raise Problem(400, "bad_request", f"{name} takes {what}, once, as digits.")
-    if int(text) > largest:
-        raise Problem(400, "bad_request", f"{name} takes {what}, at most {largest}.")
+    if int(text) > _LARGEST_NUMBER:
+        raise Problem(400, "bad_request", f"{name} takes {what}, at most {_LARGEST_NUMBER}.")
     return int(text)
 
 

@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from daemon.domain.errors import TokenwardError
 from daemon.domain.sink import Present, Sink
@@ -92,23 +91,18 @@ class SinkFile:
         try:
             directory = os.open(place, _DIRECTORY)
             try:
-                self._judge(directory, place)
+                self._judge(directory)
                 yield directory
             finally:
                 os.close(directory)
         except OSError as error:
             raise SinkError(f"{self._sink.path}: {_words(error)}.") from error
 
-    def _judge(self, directory: int, place: Path) -> None:
+    def _judge(self, directory: int) -> None:
         """Refuse a directory where every user of the machine may exchange files of others."""
-        mode = os.fstat(directory).st_mode
-        is_shared = mode & stat.S_IWOTH and not mode & stat.S_ISVTX
-        if is_shared and not self._sink.allow_shared_directory:
-            raise SinkError(
-                f"{place} may be written by everybody, who could then put another file into the "
-                "token's place; chmod o-w it, or set allow_shared_directory: true where nobody "
-                "else reaches it, as in a pod."
-            )
+        refused = refused_directory(self._sink, os.fstat(directory).st_mode)
+        if refused is not None:
+            raise SinkError(refused)
 
     def _check(self, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
@@ -167,3 +161,15 @@ def _words(error: OSError) -> str:
     if error.errno in {errno.ELOOP, errno.ENOTDIR}:
         return "its directory is a symbolic link or no directory; write the real path"
     return (error.strerror or type(error).__name__).lower()
+
+
+def refused_directory(sink: Sink, mode: int) -> str | None:
+    """Return why a token may not be put into the sink's directory, whose mode is ``mode``. Pure."""
+    is_shared = mode & stat.S_IWOTH and not mode & stat.S_ISVTX
+    if not is_shared or sink.allow_shared_directory:
+        return None
+    return (
+        f"{sink.path.parent} may be written by everybody, who could then put another file into the "
+        "token's place; chmod o-w it, or set allow_shared_directory: true where nobody else "
+        "reaches it, as in a pod."
+    )

@@ -1,4 +1,4 @@
-"""Builds the parts and joins them. No part starts anything here; ``lifecycle`` does."""
+"""Builds the parts and joins them. No part starts anything here; ``starting`` does."""
 
 from __future__ import annotations
 

@@ -185,14 +185,18 @@ async def test_the_application_is_signalled(
 
 
 def test_check_looks_at_directories(tmp_path: Path) -> None:
-    """What is not there is warned of, what is there is named, before anything runs."""
+    """What is not there is warned of, what everybody may write is refused, before anything runs."""
+    shared_place = tmp_path / "shared"
+    shared_place.mkdir()
+    shared_place.chmod(0o777)
+    shared = {"connection": "acme-1", "path": str(shared_place / "token")}
     there = {"connection": "acme-1", "path": str(tmp_path / "token")}
     missing = {"connection": "acme-1", "path": str(tmp_path / "missing" / "token")}
-    daemon = Tokenward(tmp_path, {"sinks": [there, missing]})
+    daemon = Tokenward(tmp_path, {"sinks": [there, missing, shared]})
     daemon.write_config()
     command = [sys.executable, "-m", "daemon", "--config", str(daemon.config_path), "check"]
     said = subprocess.run(  # noqa: S603 - our own interpreter
         [*command, "--output", "json"], cwd=ROOT, capture_output=True, check=False
     )
     found = {one["subject"]: one["level"] for one in orjson.loads(said.stdout)["findings"]}
-    assert (found["sinks[0].path"], found["sinks[1].path"]) == ("ok", "warning")
+    assert [found[f"sinks[{n}].path"] for n in range(3)] == ["ok", "warning", "error"]

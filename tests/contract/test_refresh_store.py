@@ -41,7 +41,9 @@ async def test_a_renewal_is_stored(stage: Stage) -> None:
     assert (stored.state, stored.due_at, stored.failures) == (ClaimState.IDLE, due_at, 0)
     (current,) = await stage.tokens.current(["a"])
     assert (current.generation, current.access_token) == (2, "new")
-    assert await stage.tokens.versions(["a"]) == {"a": (2, Status.ACTIVE)}
+    assert await stage.tokens.versions(["a"]) == {
+        "a": (2, Status.ACTIVE, settlement.tokens.expires_at)
+    }
 
 
 @pytest.mark.parametrize(
@@ -185,6 +187,35 @@ async def test_a_resend_knows_that_it_is_one(stage: Stage) -> None:
     assert await settle(stage, renewal(first)) == [Settled.UNCLAIMED]
     assert await settle(stage, renewal(resend)) == [Settled.STORED]
     assert (await stage.stored("a")).status is Status.ACTIVE
+
+
+async def test_a_doubt_keeps_when_it_began(stage: Stage) -> None:
+    """A provider's grace runs from the first request, whoever repeats it and however often."""
+    await add(stage, "a")
+    claim, began = await claimed(stage), stage.now()
+    assert claim.doubted_since is None
+    await stage.pass_time(HOLD.total_seconds() + 1)
+    (left,) = await stage.store.abandoned(["acme"], now=stage.now())
+    assert left.doubted_since == began
+    for _ in range(2):
+        doubtful = failure(claim, stage, state=ClaimState.IN_DOUBT, due_in=0)
+        await settle(stage, replace(doubtful, doubted_since=began))
+        await stage.pass_time(60)
+        (claim,) = (await due(stage)).claims
+        assert claim.doubted_since == began
+    assert await settle(stage, renewal(claim)) == [Settled.STORED]
+    assert (await want_next(stage)).doubted_since is None
+    await stage.pass_time(HOLD.total_seconds() + 1)
+    (left,) = await stage.store.abandoned(["acme"], now=stage.now())
+    assert left.doubted_since is not None
+    assert left.doubted_since > began
+
+
+async def want_next(stage: Stage) -> Claim:
+    """Claim what has been refreshed once."""
+    claim = await want(stage, generation=2)
+    assert isinstance(claim, Claim)
+    return claim
 
 
 async def test_a_reply_from_the_journal_claims_again(stage: Stage) -> None:

@@ -113,6 +113,38 @@ async def test_a_connection_made_anew_takes_nothing_of_the_one_purged(stage: Sta
     assert (stored.tokens.generation, stored.tokens.access_token) == (1, "fresh")
 
 
+async def test_a_merge_overtakes_a_refresh_in_flight(stage: Stage) -> None:
+    """Its tokens are of the account that goes on: to revoke them could end the survivor's grant."""
+    await add(stage, "a", "b")
+    claim = await claimed(stage)
+    fresh = replace(tokens(stage), access_token="fresh", refresh_token="f")
+    await stage.merge("a", "b", fresh)
+    assert await settle(stage, late(claim)) == [Settled.SUPERSEDED]
+    recalled = await stage.late.recall(
+        "a",
+        attempt=claim.attempt,
+        generation=claim.tokens.generation,
+        sent_at=stage.now(),
+        epoch=claim.epoch,
+        owner="one",
+        hold=HOLD,
+    )
+    assert recalled is None
+    stored = await stage.stored("b")
+    assert (stored.tokens.generation, stored.tokens.access_token) == (2, "fresh")
+    assert (await stage.queued(), await stage.orphans("b")) == ([], 0)
+
+
+async def test_a_disconnect_of_what_it_was_merged_into_wins(stage: Stage) -> None:
+    """The whole account was disconnected: nothing of it lives on."""
+    await add(stage, "a", "b")
+    claim = await claimed(stage)
+    await stage.merge("a", "b", replace(tokens(stage), access_token="fresh", refresh_token="f"))
+    await stage.disconnect("b")
+    assert await settle(stage, late(claim)) == [Settled.DISCONNECTED]
+    assert await stage.queued() == LATE
+
+
 async def test_a_failure_after_a_disconnect_is_nothing(stage: Stage) -> None:
     """Without tokens there is nothing to revoke, and the connection stays disconnected."""
     await add(stage, "a")

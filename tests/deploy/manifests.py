@@ -29,10 +29,15 @@ def documents(text: str) -> list[Manifest]:
 
 def rendered(overlay: str) -> list[Manifest]:
     """Return what would be applied. Needs kubectl, no cluster and no network."""
+    return rendered_from(KUBERNETES / "overlays" / overlay)
+
+
+def rendered_from(directory: Path) -> list[Manifest]:
+    """Return what a directory's kustomization makes. Needs what ``rendered`` does."""
     if KUBECTL is None:
         raise AssertionError("there is no kubectl")
     done = subprocess.run(  # noqa: S603 - kubectl on our own files
-        [KUBECTL, "kustomize", str(KUBERNETES / "overlays" / overlay)],
+        [KUBECTL, "kustomize", str(directory)],
         capture_output=True,
         text=True,
         timeout=60,

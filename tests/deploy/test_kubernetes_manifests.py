@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from daemon import __version__
 from daemon.config.loading import load_settings
-from daemon.config.settings import Settings
+from daemon.config.settings import Permission, Settings
 from daemon.domain.role import Role
 from tests.deploy.manifests import (
     KUBECTL,
@@ -25,8 +27,10 @@ from tests.deploy.manifests import (
     kustomizations,
     pods,
     rendered,
+    rendered_from,
     unrestricted,
 )
+from tests.support.tokenward import ROOT
 
 needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="no kubectl on this machine")
 
@@ -46,6 +50,8 @@ PODS = [
     ("job-sidecar", "example-job"),
     ("sidecar", "example-app"),
 ]
+
+DEPLOYING = ROOT / "docs" / "deploying.md"
 
 _whole = cache(rendered)
 
@@ -174,6 +180,10 @@ def test_the_daemon_can_work_with_what_its_pod_gives_it(
     assert pod.claims == (("state",) if role is Role.REFRESH else ())
     assert settings.warnings == ()
     assert settings.listen.api.quitquitquit is (overlay == "job-sidecar")
+    # A volume's own directory is root's, and its mode is not ours to set.
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert str(settings.state_dir.parent) in mounts
+    assert str(settings.state_dir) not in mounts
 
 
 def _settings(pod: Pod, directory: Path, role: Role) -> Settings:
@@ -199,6 +209,43 @@ _SECRETS = {
     "acme-client-secret": "a client secret",
     "operator-key": "operator-key-of-some-length",
 }
+
+
+_APPLICATION = """
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: billing, labels: {tokenward/sidecar: "true"}}
+spec:
+  serviceName: billing
+  selector: {matchLabels: {app: billing}}
+  template:
+    metadata: {labels: {app: billing}}
+    spec:
+      initContainers: [{name: prepare, image: prepare}]
+      containers: [{name: app, image: app}]
+"""
+
+
+@needs_kubectl
+def test_an_application_in_a_namespace_of_its_own(tmp_path: Path) -> None:
+    """What docs/deploying.md says to write gives it a serving sidecar, before all it starts."""
+    found = re.search(r"```yaml\n(namespace: .*?)```", DEPLOYING.read_text(), re.DOTALL)
+    assert found is not None
+    way = os.path.relpath(KUBERNETES, tmp_path)
+    text = found[1].replace("tokenward/deploy/kubernetes", way)
+    (tmp_path / "kustomization.yaml").write_text(text)
+    (tmp_path / "deployment.yaml").write_text(_APPLICATION)
+    (tmp_path / "tokenward.yaml").write_text("callers: []")
+    objects = rendered_from(tmp_path)
+    assert {m["metadata"].get("namespace", m["metadata"]["name"]) for m in objects} == {"payments"}
+    (config,) = (m for m in objects if m["kind"] == "ConfigMap")
+    assert config["data"] == {"tokenward.yaml": "callers: []"}
+    (pod,) = pods(objects)
+    assert [c["name"] for c in pod.containers] == ["tokenward", "prepare", "app"]
+    assert pod.tokenward["args"] == ["run", "--role", "serve"]
+    assert "acme-client-secret" not in pod.secret_files(pod.tokenward).values()
+    (volume,) = (v for v in pod.spec["volumes"] if v["name"] == "tokenward-config")
+    assert volume["configMap"]["name"] == config["metadata"]["name"]
 
 
 @needs_kubectl
@@ -232,6 +279,19 @@ def test_callers_are_the_service_accounts_of_their_pods(tmp_path: Path) -> None:
             assert [(a.namespace, a.name) for a in accounts] == [
                 (running["namespace"], running["name"])
             ]
+
+
+@needs_kubectl
+def test_somebody_may_connect_accounts(tmp_path: Path) -> None:
+    """Wherever tokens are refreshed the operator has a key, and an application may not manage."""
+    for overlay, pod in all_pods():
+        directory = tmp_path / overlay / pod.name
+        directory.mkdir(parents=True)
+        role = Role(pod.tokenward["args"][2])
+        callers = _settings(pod, directory, role).callers
+        managing = {c.name for c in callers if Permission.MANAGE in c.permissions}
+        # A Job's own tokenward only serves: there it means that the Job may end it.
+        assert managing == {"operator"} if role.refreshes else managing <= {"example-job"}
 
 
 @needs_kubectl

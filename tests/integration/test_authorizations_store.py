@@ -327,8 +327,8 @@ async def test_crossed_merges_settlements_and_tests(stores: Stores, replica: Sto
             replica.connections.record_test("y", otto, now=START, next_test_at=None),
         )
     generations = {
-        name: generation
-        for name, (generation, _) in (await stores.connections.versions(["x", "y"])).items()
+        name: version.generation
+        for name, version in (await stores.connections.versions(["x", "y"])).items()
     }
     assert generations == {"x": 37, "y": 37}
     assert await stores.database.fetchval("SELECT count(*) FROM merged_connections") == 48

@@ -403,7 +403,7 @@ async def test_a_disconnect(life: Life) -> None:
         "",
         None,
     )
-    assert await life.connections.versions(["acme-1"]) == {"acme-1": (1, Status.DISCONNECTED)}
+    assert await life.connections.versions(["acme-1"]) == {"acme-1": (1, Status.DISCONNECTED, None)}
     claimed = await life.revocations.claim(now=LATER, hold=timedelta(minutes=1), limit=9)
     assert [(one.token, one.initiator) for one in claimed] == [
         ("refresh", Initiator.OPERATOR),

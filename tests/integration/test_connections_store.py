@@ -82,7 +82,7 @@ async def test_a_pending_connection(store: PostgresConnections) -> None:
     assert await store.get("acme-1") == pending
     (current,) = await store.current(["acme-1"])
     assert (current.generation, current.access_token, current.refreshable) == (0, "", False)
-    assert await store.versions(["acme-1", "nobody"]) == {"acme-1": (0, Status.PENDING)}
+    assert await store.versions(["acme-1", "nobody"]) == {"acme-1": (0, Status.PENDING, None)}
 
 
 async def test_an_id_is_given_once(store: PostgresConnections) -> None:

@@ -7,18 +7,26 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.domain.clock import SystemClock, system_entropy
-from daemon.domain.errors import DatabaseUnavailableError, SchemaTooNewError
+from daemon.domain.errors import DatabaseUnavailableError, SchemaTooNewError, StorageError
 from daemon.persistence.dialing import DatabaseConnection, Dialer, Limits, hang_up, probe
 from daemon.persistence.postgres import Database
 from tests.support.clocks import HastyClock
+from tests.support.postgres import Cluster
 from tests.support.waiting import until
 from tests.support.wire import Wire
 
+# With the password of the one who makes it.
+_WEAK = """
+DO $$BEGIN EXECUTE format('CREATE ROLE weak LOGIN PASSWORD %L',
+(SELECT rolpassword FROM pg_authid WHERE rolname = 'postgres')); END$$
+"""
 BRISK = Limits(connect=1.0, acquire=1.0, statement=5.0, probe=0.3, probe_every=0.05)
 
 
@@ -118,6 +126,27 @@ async def test_a_database_away_at_start_is_not_fatal(database_url: str) -> None:
         assert await database.fetchval("SELECT 1") == 1
         await database.close()
     assert states.heard == [False, True, False]
+
+
+async def test_the_log_says_why_the_database_is_away(database_url: str) -> None:
+    """Each reason once, however often it is tried, and when it is over; a stop is no news."""
+    reasons = iter(["the schema is older", "the schema is older", "it is full"])
+
+    async def prepare(_: DatabaseConnection) -> None:
+        if reason := next(reasons, None):
+            raise DatabaseUnavailableError(reason)
+
+    with capture_logs() as logs:
+        database = make(database_url, prepare=prepare)
+        assert await database.start() is False
+        async with asyncio.timeout(5):
+            await database.wait_connected()
+        await database.close()
+    assert logs == [
+        {"event": "database_unavailable", "log_level": "warning", "reason": "the schema is older"},
+        {"event": "database_unavailable", "log_level": "warning", "reason": "it is full"},
+        {"event": "database_available", "log_level": "info"},
+    ]
 
 
 async def test_nothing_works_before_start_or_after_close(database_url: str) -> None:
@@ -352,6 +381,33 @@ async def test_a_pointless_start_fails(database_url: str) -> None:
         await database.start()
     assert not database.connected
     await database.close()
+
+
+async def test_a_url_with_a_parameter_that_is_none(database_url: str) -> None:
+    """What the server does not know is said in a sentence, and ends the start."""
+    joint = "&" if "?" in database_url else "?"
+    database = make(f"{database_url}{joint}no_such_thing=1")
+    with pytest.raises(StorageError, match=r"no_such_thing.*correct its parameters") as caught:
+        await database.start()
+    assert not isinstance(caught.value, DatabaseUnavailableError)
+    await database.close()
+
+
+async def test_a_role_that_may_not_connect_is_waited_for(
+    postgres_cluster: Cluster, database_url: str
+) -> None:
+    """CONNECT that is taken away, as for maintenance, is a matter of time."""
+    name = urlsplit(database_url).path.lstrip("/")
+    postgres_cluster.execute(_WEAK)
+    postgres_cluster.execute(f'REVOKE CONNECT ON DATABASE "{name}" FROM PUBLIC')
+    database = make(postgres_cluster.server.url(name, role="weak"))
+    assert await database.start() is False
+    assert "permission denied for database" in (database.reason or "")
+    postgres_cluster.execute(f'GRANT CONNECT ON DATABASE "{name}" TO PUBLIC')
+    async with asyncio.timeout(5):
+        await database.wait_connected()
+    await database.close()
+    postgres_cluster.execute("DROP ROLE weak")
 
 
 async def test_a_pointless_reconnect_ends_the_daemon(database_url: str) -> None:

@@ -18,7 +18,7 @@ from daemon.domain.clock import SystemClock, system_entropy
 from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.sink import Sink, SinkFormat
-from daemon.domain.tokens import CurrentToken
+from daemon.domain.tokens import CurrentToken, Version
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.memory import Memory
 from daemon.upkeep.sink_files import SinkFile
@@ -68,7 +68,7 @@ class Database:
             raise DatabaseUnavailableError("the database is away")
         return [self.tokens[name] for name in ids if name in self.tokens]
 
-    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
+    async def versions(self, ids: Sequence[str]) -> dict[str, Version]:
         """Refuse: nobody here asks."""
         raise AssertionError(ids)
 

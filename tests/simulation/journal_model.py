@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +26,10 @@ _SEGMENT = 256 * 1024
 class DiskSegment(Segment):
     """A segment on the model."""
 
-    def __init__(self, disk: Disk, number: int, size: int, clock: MachineClock) -> None:
+    def __init__(
+        self, directory: Path, number: int, size: int, *, disk: Disk, clock: MachineClock
+    ) -> None:
+        del directory
         self.number = number
         self._size = size
         self._end = 0
@@ -62,6 +66,7 @@ class SimulatedJournal(Journal):
             clock=machine.clock,
             entropy=entropy,
             segment_size=_SEGMENT,
+            begin_segment=partial(DiskSegment, disk=machine.disk, clock=machine.clock),
         )
         self._machine = machine
         self._disk = machine.disk
@@ -93,14 +98,6 @@ class SimulatedJournal(Journal):
         if not self._disk.owner:
             self._disk.owner = self._entropy(9).hex()
         return self._disk.owner
-
-    def _new_segment(self, at_least: int = 0) -> Segment:
-        names = sorted(name for name in self._disk.files if name.endswith(".journal"))
-        newest = int(names[-1].split(".")[0]) if names else 0
-        number = max(newest, self._marked) + 1
-        return DiskSegment(
-            self._disk, number, max(self._segment_size, at_least), self._machine.clock
-        )
 
 
 def access_token_in(body: bytes) -> str | None:

@@ -41,7 +41,7 @@ from tests.support.refreshing import RecordedEvents
 # The follower looks for news this often at most: a poll each 0.7 s is most of a run's work.
 _FOLLOWS = 30.0
 _CLEANS = 120.0
-# lifecycle.py
+# stopping.py
 _GRACE = 70.0
 
 

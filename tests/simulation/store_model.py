@@ -20,10 +20,9 @@ from daemon.domain.claim import (
     Standing,
 )
 from daemon.domain.claimable import Wanted
-from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError
 from daemon.domain.outcome import Outcome
-from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.domain.tokens import CurrentToken, TokenSet, Version
 from tests.simulation.books import Books
 from tests.simulation.database_model import Replica, Rows, Way
 from tests.support.memory_refreshes import MemoryRow
@@ -295,8 +294,8 @@ class StoreOverWay:
         self._books.known_ended.update((self._way.life, name) for name in ended)
         return found
 
-    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
-        """Return generation and status."""
+    async def versions(self, ids: Sequence[str]) -> dict[str, Version]:
+        """Return what tells whether memory is stale."""
         return await self._way.call("versions", lambda rows: rows.versions(ids))
 
     def _committed(

@@ -24,7 +24,7 @@ from daemon.domain.connection import Failure, Status
 from daemon.domain.errors import DatabaseUnavailableError, StorageError
 from daemon.domain.history import NewEvent
 from daemon.domain.outcome import Outcome
-from daemon.domain.tokens import CurrentToken, TokenSet
+from daemon.domain.tokens import CurrentToken, TokenSet, Version
 
 
 @dataclass
@@ -40,6 +40,7 @@ class MemoryRow:
     attempt: str | None = None
     owner: str | None = None
     take_over_at: datetime | None = None
+    doubted_since: datetime | None = None
     failures: int = 0
     last_error: Failure | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -51,7 +52,7 @@ class MemoryRow:
     def disconnect(self) -> None:
         """Do as a disconnect does; what it queues for revocation is not kept."""
         self.status, self.state, self.epoch = Status.DISCONNECTED, ClaimState.IDLE, self.epoch + 1
-        self.attempt = self.owner = self.due_at = self.last_error = None
+        self.attempt = self.owner = self.due_at = self.last_error = self.doubted_since = None
         self.tokens = replace(self.tokens, access_token="", refresh_token=None, expires_at=None)
 
     def schedule(self) -> ScheduleRow:
@@ -75,7 +76,8 @@ class MemoryRefreshes:
     ``unacknowledged`` makes that many next calls of ``settle`` raise after they have written, as a
     connection does that is cut after the commit. ``events`` has what was recorded, ``disowned``
     (connection, provider, tokens) that were queued for revocation, ``orphans`` (connection,
-    attempt, tokens) of what came when it had moved on.
+    attempt, tokens) of what came when it had moved on. ``merged`` says into which other one a
+    connection went.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -88,6 +90,7 @@ class MemoryRefreshes:
         self.events: list[NewEvent] = []
         self.disowned: list[tuple[str, str, TokenSet]] = []
         self.orphans: dict[int, tuple[str, str, TokenSet]] = {}
+        self.merged: dict[str, str] = {}
         self._clock = clock
         self._attempts = 0
         self._orphans = 0
@@ -215,6 +218,8 @@ class MemoryRefreshes:
         """Claim again, also where generations are forgotten."""
         self._called("recall")
         row = self.rows.get(connection_id)
+        if self._is_merged(connection_id):
+            return None
         if row is None:
             return Refusal(connection_id=connection_id, reason=RefusalReason.UNKNOWN)
         stored = row.tokens.generation
@@ -290,11 +295,14 @@ class MemoryRefreshes:
         self._called("current")
         return [_current(self.rows[one]) for one in ids if one in self.rows]
 
-    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
-        """Return generation and status."""
+    async def versions(self, ids: Sequence[str]) -> dict[str, Version]:
+        """Return what tells whether memory is stale."""
         self._called("versions")
         rows = [self.rows[one] for one in ids if one in self.rows]
-        return {row.id: (row.tokens.generation, row.status) for row in rows}
+        return {
+            row.id: Version(row.tokens.generation, row.status, row.tokens.expires_at)
+            for row in rows
+        }
 
     def _called(self, method: str) -> None:
         self.calls.append(method)
@@ -308,6 +316,8 @@ class MemoryRefreshes:
 
     def _claim(self, row: MemoryRow, delay: float, owner: str, hold: timedelta) -> Claim:
         self._attempts += 1
+        if row.state is ClaimState.IDLE or row.doubted_since is None:
+            row.doubted_since = self._clock.now()
         claim = Claim(
             connection_id=row.id,
             provider=row.provider,
@@ -322,6 +332,7 @@ class MemoryRefreshes:
             fields=row.fields,
             reply_values=row.reply_values,
             epoch=row.epoch,
+            doubted_since=row.doubted_since if row.state is ClaimState.IN_DOUBT else None,
         )
         row.state, row.attempt, row.owner = ClaimState.SENDING, claim.attempt, owner
         row.take_over_at = self._clock.now() + hold
@@ -340,8 +351,14 @@ class MemoryRefreshes:
         is_stale = row.tokens.generation != settlement.generation
         return row.attempt == settlement.attempt and open_ and not is_stale
 
+    def _is_merged(self, name: str) -> bool:
+        survivor = self.rows.get(self.merged.get(name, ""))
+        return survivor is not None and survivor.status is not Status.DISCONNECTED
+
     def _settle(self, settlement: Settlement) -> Settled:
         row = self.rows.get(settlement.connection_id)
+        if self._is_merged(settlement.connection_id):
+            return Settled.SUPERSEDED
         if row is None or row.status is Status.DISCONNECTED:
             return self._disowned(row, settlement)
         if not self._is_open(settlement):
@@ -352,6 +369,7 @@ class MemoryRefreshes:
             return self._late(row, settlement)
         row.state, row.due_at = settlement.state, settlement.due_at
         row.failures, row.take_over_at = settlement.failures, None
+        row.doubted_since = settlement.doubted_since
         if settlement.rests:
             row.take_over_at = self._clock.now() + settlement.rests
         row.tokens = settlement.tokens or row.tokens
@@ -394,6 +412,7 @@ def _abandoned(row: MemoryRow, now: datetime) -> Abandoned:
         issued_at=row.tokens.issued_at,
         expires_at=row.tokens.expires_at,
         overdue=now - (row.take_over_at or now),
+        doubted_since=row.doubted_since,
     )
 
 
@@ -420,5 +439,6 @@ def _current(row: MemoryRow) -> CurrentToken:
         expires_at=row.tokens.expires_at,
         refreshable=row.tokens.refresh_token is not None,
         failure=row.last_error.description if failing and row.last_error else None,
+        failure_code=row.last_error.code if failing and row.last_error else None,
         retry_at=row.due_at if failing else None,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from daemon.domain.account import Account
 from daemon.domain.authorization import Completion, StoredAuthorization
 from daemon.domain.claim import ClaimState
 from daemon.domain.clock import SystemClock
@@ -74,6 +75,10 @@ class Stage(Protocol):
     @abstractmethod
     async def reconnect(self, name: str, tokens: TokenSet) -> None:
         """Store the tokens of a new grant, one generation up."""
+
+    @abstractmethod
+    async def merge(self, name: str, into: str, tokens: TokenSet) -> None:
+        """Store the tokens of a new grant, of an account that another connection has already."""
 
     @abstractmethod
     async def set_values(
@@ -159,9 +164,16 @@ class MemoryStage(Stage):
         """Change the row."""
         row = self.memory.rows[name]
         row.status, row.state, row.attempt = Status.ACTIVE, ClaimState.IDLE, None
+        row.doubted_since = None
         row.tokens = replace(tokens, generation=row.tokens.generation + 1)
         row.grant_generation, row.granted_at = row.tokens.generation, tokens.issued_at
         self.memory.forget_orphans(name)
+
+    async def merge(self, name: str, into: str, tokens: TokenSet) -> None:
+        """Store them in the other row, and remove this one."""
+        await self.reconnect(into, tokens)
+        self.memory.merged[name] = into
+        del self.memory.rows[name]
 
     async def set_values(
         self, name: str, *, fields: Mapping[str, str], reply_values: Mapping[str, str]
@@ -268,15 +280,31 @@ class PostgresStage(Stage):
 
     async def reconnect(self, name: str, tokens: TokenSet) -> None:
         """Do as a completed authorization does."""
-        clock = SystemClock()
+        assert (await self._complete(name, tokens)).merged is None
+
+    async def merge(self, name: str, into: str, tokens: TokenSet) -> None:
+        """Do as a completed authorization does, of an account that is connected already."""
+        await self.database.execute("UPDATE connections SET account_id = 'x' WHERE id = $1", into)
+        answer = await self._complete(name, tokens, account=Account(account_id="x"))
+        assert (answer.merged, answer.connection.id) == (name, into)
+
+    async def _complete(
+        self, name: str, tokens: TokenSet, *, account: Account | None = None
+    ) -> StoredAuthorization:
         authorizations = PostgresAuthorizations(
-            self.database, self.cipher, self.connections, clock, recorder=self.recorder
+            self.database, self.cipher, self.connections, SystemClock(), recorder=self.recorder
         )
-        epoch = await self.epoch(name)
         answer = await authorizations.complete(
-            Completion(connection_id=name, tokens=tokens, due_at=tokens.expires_at, epoch=epoch)
+            Completion(
+                connection_id=name,
+                tokens=tokens,
+                due_at=tokens.expires_at,
+                epoch=await self.epoch(name),
+                account=account,
+            )
         )
         assert isinstance(answer, StoredAuthorization)
+        return answer
 
     async def set_values(
         self, name: str, *, fields: Mapping[str, str], reply_values: Mapping[str, str]

@@ -186,7 +186,7 @@ class RefreshingReplica:
         return Wanted(
             connection_id=name,
             provider="acme",
-            generation=versions[name][0],
+            generation=versions[name].generation,
             rate=1000.0,
             forced=True,
         )

@@ -14,7 +14,7 @@ from daemon.domain.claim import Refusal, RefusalReason
 from daemon.domain.claimable import Wanted
 from daemon.domain.connection import Status
 from daemon.domain.errors import DatabaseUnavailableError
-from daemon.domain.tokens import CurrentToken
+from daemon.domain.tokens import CurrentToken, Version
 from daemon.refresh.asking import Asking, AskingPorts
 from daemon.refresh.cache import TokenCache
 from daemon.refresh.memory import Memory
@@ -72,9 +72,9 @@ class Others:
         """Return what is stored."""
         return [self.stored] if "acme-1" in ids else []
 
-    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
+    async def versions(self, ids: Sequence[str]) -> dict[str, Version]:
         """Return its generation."""
-        return dict.fromkeys(ids, (self.stored.generation, self.stored.status))
+        return dict.fromkeys(ids, Version(self.stored.generation, self.stored.status))
 
     def refreshed(self) -> None:
         """Let a new generation be heard of."""

@@ -11,7 +11,7 @@ import pytest
 
 from daemon.domain.connection import Status
 from daemon.domain.tokens import CurrentToken
-from daemon.refresh.cache import Entry, TokenCache, warning_of
+from daemon.refresh.cache import Entry, TokenCache, provider_error_of, warning_of
 from tests.support.clock import START
 
 NOW = START.timestamp()
@@ -30,6 +30,21 @@ TOKEN = CurrentToken(
 DEAD = replace(
     TOKEN, status=Status.REAUTHORIZATION_REQUIRED, failure="The person said no.", generation=8
 )
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (None, None),
+        ("invalid_grant", "invalid_grant"),
+        ("bad_refresh_token", "bad_refresh_token"),
+        # Ours, for what the provider did not put into words.
+        *((ours, None) for ours in ("timeout", "server_error", "in_doubt", "reply_lost")),
+    ],
+)
+def test_what_the_provider_said(code: str | None, expected: str | None) -> None:
+    """Only its own words pass as its error, in whatever dialect."""
+    assert provider_error_of(replace(DEAD, failure_code=code)) == expected
 
 
 def named(name: str, generation: int = 1) -> CurrentToken:

@@ -88,6 +88,8 @@ async def test_a_disconnect_during_a_refresh(here: Replica, purge: str) -> None:
     assert (here.disowned, here.store.events) == (1, [])
     assert here.events.names == ["refresh_superseded"]
     assert (here.journal.kept, here.published) == ({}, [])
+    # Should the database forget the disconnect, its refresh token is spent: this follows it.
+    assert len(here.journal.history) == 1
     assert here.sender.fields == {"region": "us"}
 
 

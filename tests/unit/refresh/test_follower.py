@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from daemon.domain.connection import Status
+from daemon.domain.tokens import Version
 from tests.support.clock import FakeClock
 from tests.support.memory_refreshes import MemoryRefreshes
 from tests.support.refreshing import Replica, tokens
@@ -18,7 +20,7 @@ class TalkativeStore(MemoryRefreshes):
 
     afterwards: Callable[[], None] = staticmethod(lambda: None)
 
-    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[int, Status]]:
+    async def versions(self, ids: Sequence[str]) -> dict[str, Version]:
         """Answer with what was true before."""
         answer = await super().versions(ids)
         happens, self.afterwards = self.afterwards, lambda: None
@@ -82,6 +84,27 @@ async def test_a_change_of_state_is_news(here: Replica) -> None:
     assert entry is not None
     assert entry.status is Status.DISCONNECTED
     assert here.cache.get("b") is None
+
+
+async def test_a_token_that_ends_before_its_time_is_news(here: Replica) -> None:
+    """The API of a dead grant refuses its last token, too: nothing else changes with that."""
+    row = here.row("a")
+    row.status = Status.REAUTHORIZATION_REQUIRED
+    here.follower.hear("a")
+    await here.clock.settle()
+    entry = here.cache.get("a")
+    assert entry is not None
+    assert entry.is_good(here.clock.now().timestamp())
+    row.tokens = replace(row.tokens, expires_at=here.clock.now())
+    here.follower.hear("a")
+    await here.clock.settle()
+    entry = here.cache.get("a")
+    assert entry is not None
+    assert not entry.is_good(here.clock.now().timestamp())
+    here.store.calls.clear()
+    here.follower.hear("a")
+    await here.clock.settle()
+    assert here.store.calls == ["versions"]
 
 
 async def test_missed_notifications_are_found_by_polling(here: Replica) -> None:

@@ -13,7 +13,7 @@ from daemon.domain.claim import Claim, ClaimState, Settled, Settlement
 from daemon.domain.connection import Status
 from daemon.domain.history import EventType
 from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
-from tests.support.clock import FakeClock
+from tests.support.clock import START, FakeClock
 from tests.support.memory_refreshes import MemoryRefreshes
 from tests.support.refreshing import Replica, tokens
 
@@ -227,7 +227,7 @@ async def test_no_claim_is_taken_again_for_an_attempt_that_has_ended() -> None:
     assert store.reached.is_set()
     again: list[str] = []
 
-    async def claim_again(claim: Claim) -> None:
+    async def claim_again(claim: Claim, _: datetime) -> None:
         again.append(claim.attempt)
 
     claiming = asyncio.create_task(here.refresher.attempts.each_open(claim_again))
@@ -248,7 +248,7 @@ async def test_a_claim_is_taken_again_while_its_end_cannot_be_stored() -> None:
     await here.clock.run(3)
     again: list[str] = []
 
-    async def claim_again(claim: Claim) -> None:
+    async def claim_again(claim: Claim, _: datetime) -> None:
         again.append(claim.connection_id)
 
     await here.refresher.attempts.each_open(claim_again)
@@ -258,6 +258,24 @@ async def test_a_claim_is_taken_again_while_its_end_cannot_be_stored() -> None:
     await flight
     await here.refresher.attempts.each_open(claim_again)
     assert again == ["acme-1"]
+
+
+async def test_no_claim_is_taken_again_over_a_later_grant() -> None:
+    """What asks for it goes by when the attempt began, also much later, as for others' ends."""
+    here = Replica()
+    here.add()
+    here.sender.takes = 30.0
+    flight = asyncio.create_task(here.refresher.refresh(here.wanted(forced=True)))
+    await here.clock.run(20)
+    began: list[datetime] = []
+
+    async def claim_again(_: Claim, begun_at: datetime) -> None:
+        began.append(begun_at)
+
+    await here.refresher.attempts.each_open(claim_again)
+    assert began == [START]
+    await here.clock.run(20)
+    await flight
 
 
 async def test_what_is_stored_is_compared_although_its_attempt_still_runs() -> None:

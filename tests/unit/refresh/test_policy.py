@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.config.settings import Refresh
-from daemon.domain.claim import Abandoned, ClaimState
+from daemon.domain.claim import Abandoned, Claim, ClaimState
 from daemon.domain.connection import Status
 from daemon.domain.provider import Rotation, RotationKind
 from daemon.domain.tokens import TokenSet
@@ -17,6 +17,7 @@ from daemon.refresh.policy import (
     Life,
     abandoned,
     backoff,
+    comes_too_late,
     due_at,
     resend_at,
     share,
@@ -246,6 +247,61 @@ def test_abandoned(rotation: Rotation, overdue: float, due: float) -> None:
     assert settlement.touches_connection
     assert settlement.last_error is not None
     assert settlement.last_error.code == "in_doubt"
+
+
+@pytest.mark.parametrize(("since", "due"), [(None, 1.5), (-125, 1.5), (-620, 3480), (40, 1.5)])
+def test_an_abandoned_claim_may_be_older_than_it_looks(since: float | None, due: float) -> None:
+    """Its owner may have held it for longer, or repeated a request; a wrong clock only shortens."""
+    claim = Abandoned(
+        connection_id="acme-1",
+        provider="acme",
+        attempt="attempt",
+        failures=0,
+        generation=7,
+        issued_at=START,
+        expires_at=at(3600),
+        overdue=timedelta(seconds=1),
+        doubted_since=None if since is None else at(since),
+    )
+    settlement = abandoned(claim, grace(600), START, 0.5, hold=timedelta(seconds=120))
+    assert settlement.due_at == at(due)
+    assert settlement.doubted_since == at(min(since or 0, -121))
+
+
+@pytest.mark.parametrize(
+    ("rotation", "since", "now", "late"),
+    [
+        (grace(30), 0, 20, False),
+        (grace(30), 0, 26, True),
+        (grace(30), 0, 3479, True),
+        (grace(30), 0, 3480, False),
+        (grace(30), 0, 3700, False),
+        (grace(30), 500, 20, False),
+        (grace(30), None, 1000, False),
+        (STRICT, 0, 1000, True),
+        (STRICT, 0, 3480, False),
+        (STATIC, 0, 1000, False),
+        (OVERLAP, 0, 1000, False),
+    ],
+)
+def test_a_resend_may_come_too_late(
+    *, rotation: Rotation, since: float | None, now: float, late: bool
+) -> None:
+    """What was due within the grace is not sent after it, while the access token lives."""
+    claim = Claim(
+        connection_id="acme-1",
+        provider="acme",
+        attempt="attempt",
+        status=Status.FAILING,
+        tokens=tokens(3600),
+        requested_scopes=(),
+        was_in_doubt=True,
+        failures=1,
+        planned_at=None,
+        delay=0.0,
+        doubted_since=None if since is None else at(since),
+    )
+    assert comes_too_late(claim, rotation, at(now)) is late
 
 
 def test_a_claim_taken_over_by_another_rests_before_any_resend() -> None:

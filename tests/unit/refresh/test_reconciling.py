@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from daemon.config.settings import Refresh
 from daemon.domain.authorization import Completion, StoredAuthorization
-from daemon.domain.claim import Standing
+from daemon.domain.claim import Claim, Standing
 from daemon.domain.connection import Connection, Status
 from daemon.domain.journal import JournaledReply, Purpose
 from daemon.domain.provider import Provider
@@ -20,6 +20,7 @@ from daemon.domain.reply import RawReply
 from daemon.domain.tokens import TokenSet
 from daemon.refresh.reconciling import Compared, Reconciliation
 from tests.support.clock import START, FakeClock
+from tests.support.refreshing import tokens
 
 GRANTED = RawReply(
     status=200, headers={}, body=b'{"access_token": "a", "refresh_token": "r", "expires_in": 60}'
@@ -38,6 +39,7 @@ class Site:
         self.forgotten: set[int] = set()
         self.read = 0
         self.recalled: list[str] = []
+        self.recalled_as_of: list[object] = []
         self.told: list[tuple[str, TokenSet]] = []
 
     async def replies(self) -> AsyncIterator[JournaledReply]:
@@ -72,9 +74,10 @@ class Site:
             for name in ids
         }
 
-    async def recall(self, connection_id: str, **_: object) -> None:
+    async def recall(self, connection_id: str, *, sent_at: datetime, **_: object) -> None:
         """Port: LateReplies; what is claimed here is not wanted any more."""
         self.recalled.append(connection_id)
+        self.recalled_as_of.append(sent_at)
 
     async def complete(self, completion: Completion) -> StoredAuthorization:
         """Port: Exchanged; the account is connected already, and further on."""
@@ -91,12 +94,14 @@ class Site:
 
     async def compare(self) -> None:
         """Compare all that is needed."""
+        await self.reconciliation(SimpleNamespace(in_flight={})).run()
+
+    def reconciliation(self, attempts: Any) -> Reconciliation:
+        """Return what compares, beside these attempts."""
         ports: Any = SimpleNamespace(get=lambda name: Provider(name=name, client_id="us"))
         this: Any = self
-        refresher: Any = SimpleNamespace(
-            attempts=SimpleNamespace(in_flight={}), hold=timedelta(minutes=2)
-        )
-        await Reconciliation(
+        refresher: Any = SimpleNamespace(attempts=attempts, hold=timedelta(minutes=2))
+        return Reconciliation(
             Compared(
                 history=this,
                 incarnations=this,
@@ -111,7 +116,7 @@ class Site:
             refresher=refresher,
             settings=Refresh,
             owner="us",
-        ).run()
+        )
 
 
 @pytest.mark.parametrize(
@@ -197,3 +202,32 @@ async def test_memory_hears_of_the_generation_that_was_stored() -> None:
     await site.compare()
     ((connection, tokens),) = site.told
     assert (connection, tokens.generation, tokens.access_token) == ("another", 40, "a")
+
+
+class Attempts:
+    """One attempt under way, begun a minute ago."""
+
+    begun_at = START - timedelta(minutes=1)
+
+    async def each_open(self, work: Callable[[Claim, datetime], Awaitable[object]]) -> None:
+        """Hand it out."""
+        claim = Claim(
+            connection_id="a",
+            provider="acme",
+            attempt="attempt 1",
+            status=Status.ACTIVE,
+            tokens=tokens(),
+            requested_scopes=(),
+            was_in_doubt=False,
+            failures=0,
+            planned_at=None,
+            delay=0.0,
+        )
+        await work(claim, self.begun_at)
+
+
+async def test_a_claim_is_taken_again_as_of_its_beginning() -> None:
+    """As of now it would be claimed over what a person has granted since the request left."""
+    site = Site(seconds_apart=1.0)
+    await site.reconciliation(Attempts()).claim_again()
+    assert (site.recalled, site.recalled_as_of) == (["a"], [Attempts.begun_at])

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import TypeVar
 
 import pytest
 
-from daemon.domain.claim import ClaimState
+from daemon.domain.claim import Claim, ClaimState, DueClaims, Refusal, Settled, Settlement
+from daemon.domain.claimable import Wanted
 from daemon.domain.connection import Status
-from daemon.domain.outcome import Outcome, OutcomeKind
+from daemon.domain.errors import DatabaseUnavailableError
+from daemon.domain.history import EventType
+from daemon.domain.outcome import FailureReason, Outcome, OutcomeKind
 from daemon.domain.provider import Rotation, RotationKind
 from tests.support.clock import FakeClock
 from tests.support.memory_refreshes import MemoryRefreshes
 from tests.support.refreshing import ACME, Replica, tokens
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -227,6 +233,92 @@ async def test_vanished_owners_are_taken_over(kind: RotationKind, resent: float)
     assert row.status is Status.ACTIVE
 
 
+NO_ANSWER = Outcome(kind=OutcomeKind.IN_DOUBT, reason=FailureReason.TIMEOUT)
+NOT_SENT = Outcome(kind=OutcomeKind.NOT_SENT, reason=FailureReason.NETWORK)
+A_MINUTE = replace(ACME, rotation=Rotation(RotationKind.GRACE, timedelta(minutes=1)))
+
+
+@pytest.mark.parametrize("repeated", [NO_ANSWER, NOT_SENT])
+async def test_a_grace_runs_from_the_first_request(repeated: Outcome) -> None:
+    """Tries without an answer do not prolong it: after it the token is sent as a strict one is."""
+    here = Replica(providers={"acme": A_MINUTE})
+    row = here.add(due_in=0)
+    here.sender.outcomes = [NO_ANSWER, *[repeated] * 5]
+    async with sweeping(here):
+        await here.clock.run(3400)
+        assert len(here.sender.times) == 6
+        assert here.sender.times[-1] <= 60
+        assert (row.state, row.status) == (ClaimState.IN_DOUBT, Status.FAILING)
+        await here.clock.run(200)
+    assert here.sender.times[6] == pytest.approx(3480, abs=1)
+    assert row.status is Status.ACTIVE
+
+
+async def test_a_resend_that_was_held_up_past_its_grace_waits() -> None:
+    """It was safe when it was planned: an outage of the database has outlasted that."""
+    here = Replica(providers={"acme": A_MINUTE})
+    row = here.add(due_in=0)
+    here.sender.outcomes = [NO_ANSWER]
+    async with sweeping(here):
+        await here.clock.run(0.5)
+        here.store.is_away = True
+        await here.clock.run(100)
+        here.store.is_away = False
+        await here.clock.run(3000)
+        assert len(here.sender.times) == 1
+        assert row.last_error is not None
+        assert row.last_error.code == "in_doubt"
+        await here.clock.run(500)
+    assert here.sender.times[1] == pytest.approx(3480, abs=1)
+    assert row.status is Status.ACTIVE
+
+
+async def test_a_person_may_resend_after_the_grace() -> None:
+    """Whoever asks for it in so many words passes any doubt."""
+    here = Replica(providers={"acme": A_MINUTE})
+    row = here.add(due_in=0, state=ClaimState.IN_DOUBT, failures=1)
+    row.doubted_since = here.clock.now() - timedelta(hours=1)
+    flight = asyncio.create_task(here.refresher.refresh(here.wanted(forced=True)))
+    await here.clock.run(1)
+    assert await flight is None
+    assert len(here.sender.times) == 1
+
+
+class RestingStore(MemoryRefreshes):
+    """A store on whose clock a rest ends a moment after the claimant's due time."""
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> list[Settled]:
+        """Settle, and let what rests rest a little longer."""
+        answers = await super().settle(settlements, now=now)
+        for settlement in settlements:
+            row = self.rows[settlement.connection_id]
+            if settlement.rests and row.take_over_at is not None:
+                row.take_over_at += timedelta(milliseconds=50)
+        return answers
+
+
+async def test_what_was_taken_over_is_resent_when_its_rest_ends() -> None:
+    """It is due by then, so no due time wakes the sweep: it knows of the rest by itself."""
+    clock = FakeClock()
+    store = RestingStore(clock)
+    rotation = Rotation(RotationKind.STATIC)
+    here = Replica(
+        clock=clock, shared_store=store, providers={"acme": replace(ACME, rotation=rotation)}
+    )
+    here.add(
+        due_in=0,
+        state=ClaimState.SENDING,
+        attempt="lost",
+        owner="gone",
+        take_over_at=clock.now() - timedelta(seconds=1),
+    )
+    async with sweeping(here):
+        await here.clock.run(3)
+        here.scheduler.wake()
+        await here.clock.run(12)
+    assert here.sender.times == pytest.approx([10.1], abs=0.15)
+
+
 async def test_a_pause_is_slept_through() -> None:
     """A provider that wants a rest is left alone until its end, then its backlog goes on."""
     here = Replica()
@@ -287,3 +379,49 @@ async def test_without_providers_nothing_happens() -> None:
     async with sweeping(here) as running:
         await here.clock.run(100)
         assert not running.done()
+
+
+class Forgetful(MemoryRefreshes):
+    """A store whose connection is cut after the commit of the next call of ``cuts``."""
+
+    cuts = ""
+
+    async def claim_due(
+        self, *, room: Mapping[str, tuple[int, float]], owner: str, hold: timedelta, now: datetime
+    ) -> DueClaims:
+        """Claim, and tell nobody."""
+        due = await super().claim_due(room=room, owner=owner, hold=hold, now=now)
+        return self._told("claim_due", due)
+
+    async def claim(
+        self, wanted: Wanted, *, owner: str, hold: timedelta, now: datetime
+    ) -> Claim | Refusal:
+        """Claim, and tell nobody."""
+        return self._told("claim", await super().claim(wanted, owner=owner, hold=hold, now=now))
+
+    def _told(self, method: str, answer: T) -> T:
+        if self.cuts != method:
+            return answer
+        self.cuts = ""
+        raise DatabaseUnavailableError("the connection was cut")
+
+
+@pytest.mark.parametrize("cuts", ["claim_due", "claim"])
+async def test_a_claim_whose_commit_nobody_heard_of(cuts: str) -> None:
+    """It does not lie there until its time has passed: soon it is in doubt, and goes on."""
+    clock = FakeClock()
+    store = Forgetful(clock)
+    static = replace(ACME, rotation=Rotation(kind=RotationKind.STATIC))
+    here = Replica(clock=clock, shared_store=store, providers={"acme": static})
+    row = here.add(due_in=0 if cuts == "claim_due" else None)
+    store.cuts = cuts
+    if cuts == "claim":
+        with pytest.raises(DatabaseUnavailableError):
+            await here.refresher.refresh(here.wanted())
+    async with sweeping(here):
+        if cuts == "claim_due":
+            assert (row.state, here.sender.sent) == (ClaimState.SENDING, [])
+        await clock.run(13)
+    assert here.sender.sent == ["refresh 1"]
+    assert EventType.REFRESH_FAILED in [event.type for event in here.store.events]
+    assert (row.state, row.tokens.generation) == (ClaimState.IDLE, 2)
