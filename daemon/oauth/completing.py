@@ -115,7 +115,7 @@ class Completing:
         Waits up to 30 s for a database that is away.
 
         Raises:
-            StorageError: the tokens are in the journal only.
+            StorageError: the tokens are in the journal only, and must be stored later.
         """
         tokens = tokens_of(
             grant.granted,

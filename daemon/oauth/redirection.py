@@ -93,7 +93,9 @@ class Redirection:
         clock: Clock,
         spawn: Spawn,
         tracer: Tracer = NO_TRACER,
+        store_later: Callable[[JournaledReply], None] = lambda _: None,
     ) -> None:
+        """``store_later`` takes a reply whose tokens could not be stored in time."""
         self._store = store
         self._connections = connections
         self._providers = providers
@@ -105,6 +107,7 @@ class Redirection:
         self._clock = clock
         self._spawn = spawn
         self._tracer = tracer
+        self._store_later = store_later
 
     async def complete(
         self, params: CallbackParams | CallbackRejection, browser_binding: str | None
@@ -184,9 +187,10 @@ class Redirection:
             if connection is None:
                 return self._fail(authorization, Fault("connection_gone"))
         sent_at = self._clock.now()
+        kept: list[JournaledReply] = []
         try:
             async with self._journal.reserved():
-                outcome = await self._send(authorization, accepted, sent_at)
+                outcome = await self._send(authorization, accepted, sent_at, kept)
         except JournalError as error:
             return self._fail(authorization, Fault("journal_unavailable", detail=str(error)))
         if outcome.granted is None:
@@ -203,7 +207,9 @@ class Redirection:
         try:
             return await self._settle(authorization, await self._completing.keep(grant))
         except StorageError:
-            # The journal has the tokens: the next start stores them.
+            # Who waited is told so; the tokens are stored as soon as the database is back.
+            for entry in kept:
+                self._store_later(entry)
             return self._fail(authorization, Fault("not_stored"))
 
     async def _settle(
@@ -214,25 +220,31 @@ class Redirection:
         return self._fail(authorization, ended) if isinstance(ended, Fault) else ended
 
     async def _send(
-        self, authorization: PendingAuthorization, accepted: AcceptedCode, sent_at: datetime
+        self,
+        authorization: PendingAuthorization,
+        accepted: AcceptedCode,
+        sent_at: datetime,
+        kept: list[JournaledReply],
     ) -> Outcome:
+        """Send the code; what comes back is in the journal, and in ``kept``, before it is read."""
+
         async def received(reply: RawReply) -> None:
-            await self._journal.keep(
-                JournaledReply(
-                    attempt=_attempt(authorization),
-                    purpose=Purpose.EXCHANGE,
-                    connection_id=authorization.connection_id,
-                    provider=authorization.provider,
-                    generation=authorization.generation,
-                    scopes=authorization.scopes,
-                    sent_at=sent_at,
-                    reply=reply,
-                    epoch=authorization.epoch,
-                    fields=authorization.fields,
-                    caller=authorization.caller,
-                    callback=accepted.callback,
-                )
+            entry = JournaledReply(
+                attempt=_attempt(authorization),
+                purpose=Purpose.EXCHANGE,
+                connection_id=authorization.connection_id,
+                provider=authorization.provider,
+                generation=authorization.generation,
+                scopes=authorization.scopes,
+                sent_at=sent_at,
+                reply=reply,
+                epoch=authorization.epoch,
+                fields=authorization.fields,
+                caller=authorization.caller,
+                callback=accepted.callback,
             )
+            kept.append(entry)
+            await self._journal.keep(entry)
 
         return await self._token_endpoint.request(
             accepted.provider,

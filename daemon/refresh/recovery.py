@@ -110,6 +110,11 @@ class Recovery:
         """Look again at replies that could not be stored as things were configured."""
         self._woken.set()
 
+    def store_later(self, entry: JournaledReply) -> None:
+        """Store a reply whose own way to the database has given up, as soon as that is back."""
+        self._put_off(entry)
+        self._woken.set()
+
     async def _try_later(self) -> None:
         if not self._later:
             return

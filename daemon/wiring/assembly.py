@@ -263,6 +263,7 @@ class Daemon:
             failures=self._failures,
             clock=world.clock,
             spawn=self.uncut,
+            store_later=self.recovery.store_later,
             tracer=self.telemetry.tracer,
         )
 

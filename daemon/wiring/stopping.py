@@ -50,11 +50,14 @@ async def drain(daemon: Daemon, grace: Grace) -> None:
                 daemon.refreshing.asking.drain(),
                 daemon.uncut.drain(),
             )
+            is_drained = True
     except TimeoutError:
+        is_drained = False
         log.warning("stopped_with_requests_in_flight", grace=_GRACE)
     try:
         await daemon.housekeeping.remember_use()
-        if daemon.role.refreshes:
+        # What only this journal has must still be waited for where the database forgets.
+        if daemon.role.refreshes and is_drained:
             await daemon.storage.incarnations.leave()
         await daemon.keys.leave()
     except DatabaseUnavailableError:

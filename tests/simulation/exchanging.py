@@ -30,9 +30,16 @@ class Exchanging:
     """One exchange."""
 
     def __init__(
-        self, world: World, machine: Machine, store: StoreOverWay, journal: ReplyJournal
+        self,
+        world: World,
+        machine: Machine,
+        store: StoreOverWay,
+        journal: ReplyJournal,
+        *,
+        store_later: Callable[[JournaledReply], None],
     ) -> None:
         self._world = world
+        self._store_later = store_later
         self._clock = machine.clock
         self._store = store
         self._journal = journal
@@ -70,7 +77,7 @@ class Exchanging:
         try:
             stored = await self._store_patiently(completion)
         except DatabaseUnavailableError:
-            # The journal has the tokens: the next start stores them.
+            self._store_later(entry)
             return None
         is_refused = isinstance(stored, NotStored)
         await self._journal.settled(entry.attempt, stored=not is_refused)

@@ -271,9 +271,14 @@ class Node:
 
     async def reconnect(self, name: str, grant: Callable[[], RawReply]) -> None:
         """Exchange a code for a connection; ``grant`` is what the provider does."""
-        stored = await Exchanging(self.world, self.machine, self.store, self.journal).run(
-            name, grant
+        exchanging = Exchanging(
+            self.world,
+            self.machine,
+            self.store,
+            self.journal,
+            store_later=self.recovery.store_later,
         )
+        stored = await exchanging.run(name, grant)
         if stored is not None:
             self._authorized(*stored)
 

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from daemon.domain.connection import Connection, Status
 from daemon.domain.errors import DatabaseUnavailableError, DiscoveryError
 from daemon.domain.history import NewEvent
+from daemon.domain.journal import JournaledReply
 from daemon.domain.outcome import Granted, Outcome, OutcomeKind
 from daemon.domain.provider import Endpoints, Provider
 from daemon.domain.reply import RawReply
@@ -232,6 +233,7 @@ class Flow:
 
     def __post_init__(self) -> None:
         """Build what the parts make up."""
+        self.stored_later: list[JournaledReply] = []
         self.failures = AuthorizationFailures(
             events=self.events,
             clock=self.clock,
@@ -274,6 +276,7 @@ class Flow:
             failures=self.failures,
             clock=self.clock,
             spawn=self.spawn,
+            store_later=self.stored_later.append,
         )
 
     def _wake(self) -> None:

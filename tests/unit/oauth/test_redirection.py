@@ -461,7 +461,7 @@ async def test_a_reply_is_in_the_journal_until_its_tokens_are_stored() -> None:
 
 
 async def test_a_reply_that_could_not_be_stored_stays_in_the_journal() -> None:
-    """The database stayed away: the next start finds the tokens."""
+    """The database stayed away: the tokens are stored once it is back, at the latest by a start."""
     flow = Flow()
     state, browser = await flow.begun()
     authorization = flow.store.pending[fingerprint(state)]
@@ -477,7 +477,9 @@ async def test_a_reply_that_could_not_be_stored_stays_in_the_journal() -> None:
 
     assert isinstance(ended, Failed)
     assert ended.code == "not_stored"
-    assert list(flow.journal.entries) == [f"exchange-{authorization.state_hash.hex()}"]
+    attempt = f"exchange-{authorization.state_hash.hex()}"
+    assert list(flow.journal.entries) == [attempt]
+    assert [entry.attempt for entry in flow.stored_later] == [attempt]
 
 
 async def test_without_room_in_the_journal_no_code_is_sent() -> None:

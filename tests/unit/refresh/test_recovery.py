@@ -552,3 +552,22 @@ async def test_a_database_that_refuses_a_late_reply_does_not_lose_it() -> None:
     assert after.here.journal.kept == {}
     watching.cancel()
     await asyncio.wait([watching])
+
+
+async def test_a_reply_that_was_given_up_elsewhere_is_stored_without_a_restart() -> None:
+    """A person connected while the database was away: its tokens do not wait for a start."""
+    after = Restarted()
+    recovery = await after.recover()
+    watching = asyncio.create_task(recovery.watch())
+    await after.here.clock.settle()
+    exchange = replace(reply(NEW, attempt="exchange"), purpose=Purpose.EXCHANGE)
+    after.here.journal.kept["exchange"] = exchange
+    recovery.store_later(exchange)
+    assert after.here.refresher.attempts.waiting == {"exchange": "acme-1"}
+    await after.here.clock.run(5)
+    ((connection, tokens),) = after.authorized
+    assert (connection.id, tokens.access_token) == ("acme-1", "new")
+    assert after.here.journal.kept == {}
+    assert after.here.refresher.attempts.waiting == {}
+    watching.cancel()
+    await asyncio.wait([watching])
