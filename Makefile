@@ -4,8 +4,10 @@ PYTHON ?= python3
 UV ?= uv
 BIN := .venv/bin
 BOOTSTRAP := $(PYTHON) .ci/bootstrap.py
-# A worker starts a PostgreSQL of its own: past some number they only wait for the disk.
-PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 8 --dist loadfile --max-worker-restart 0
+# One more than cores, because tests of real processes wait as much as they compute. A worker starts
+# a PostgreSQL of its own: past some number they only wait for the disk.
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
+PYTEST_WORKERS ?= --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate
 
