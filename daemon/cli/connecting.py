@@ -18,6 +18,9 @@ from daemon.cli.printing import complain, say
 # Quick for somebody who watches, cheap for the daemon that is asked.
 _POLL_SECONDS = 0.5
 
+# Only a person can make a connection of any other status active.
+_REFRESHED = frozenset({"active", "failing"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -72,6 +75,8 @@ def is_connected(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """
     if after["status"] != "active" or after["generation"] <= before["generation"]:
         return False
+    if before["status"] not in _REFRESHED:
+        return True
     # RFC 3339 in UTC: the order of the texts is that of the times.
     changed_at, refreshed_at = str(after["updated_at"]), str(after["last_refreshed_at"])
     return changed_at != before["updated_at"] or changed_at >= refreshed_at

@@ -27,6 +27,8 @@ def body(
         (body("pending", 0, EARLIER, None), body("pending", 0, EARLIER, None), False),
         (body("pending", 0, EARLIER, None), body("active", 1, NOW, NOW), True),
         (body("pending", 0, NOW, None), body("active", 1, NOW, NOW), True),
+        # Created and authorized within a second, and stored in the next.
+        (body("pending", 0, EARLIER, None), body("active", 1, EARLIER, NOW), True),
         # A refresh, nothing else.
         (body("active", 3, EARLIER, EARLIER), body("active", 4, EARLIER, NOW), False),
         (body("active", 3, EARLIER, EARLIER), body("active", 4, NOW, NOW), True),
