@@ -14,9 +14,9 @@ from tests.support.tokenward import ROOT, Tokenward
 
 
 async def typed(daemon: Tokenward, *arguments: str) -> Process:
-    """Start a command beside the daemon."""
+    """Start a command beside the daemon; Ctrl-C reaches it, however these tests were started."""
     return await asyncio.create_subprocess_exec(
-        sys.executable,
+        *("env", "--default-signal=INT", sys.executable),
         *("-m", "daemon", "--config", str(daemon.config_path), *arguments),
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "HOME": str(daemon.directory)},
