@@ -4,10 +4,9 @@ PYTHON ?= python3
 UV ?= uv
 BIN := .venv/bin
 BOOTSTRAP := $(PYTHON) .ci/bootstrap.py
-# One more than cores, because tests of real processes wait as much as they compute. A worker starts
-# a PostgreSQL of its own: past some number they only wait for the disk.
-WORKERS := $(shell $(PYTHON) -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
-PYTEST_WORKERS ?= --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
+# A worker starts a PostgreSQL of its own: past some number they only wait for the disk. More of
+# them than cores gain nothing: tried.
+PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 8 --dist loadfile --max-worker-restart 0
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate
 
