@@ -83,12 +83,6 @@ class Recovery:
                     self._is_done = True
                     self._refresher.begin()
 
-    async def finish(self) -> None:
-        """After ``run``: store the replies whose connections another replica was refreshing."""
-        while self._later:
-            await self._ports.clock.sleep(_LOOK_AGAIN)
-            await self._try_later()
-
     async def watch(self) -> None:
         """After ``run``, until cancelled: what waits, and a database that changes."""
         await self.run()

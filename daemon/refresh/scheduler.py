@@ -158,10 +158,10 @@ class Scheduler:
         """Put claims whose owners vanished in doubt, and those that this process lost."""
         clock, store = self._sweep.clock, self._sweep.store
         mine = self._refresher.attempts.in_flight
-        # Nobody can have a reply to what was never sent: no rest for these.
+        # Recovery may be about to store the reply to one that it has called back: they rest, too.
         lost = await self._refresher.lost_claims.find(store, self._sweep.owner, mine)
         if lost:
-            await self._put_in_doubt(lost, rests=timedelta(0))
+            await self._put_in_doubt(lost)
             self._refresher.lost_claims.forget()
         if clock.boottime() < self._looks_again_at:
             return
@@ -174,11 +174,9 @@ class Scheduler:
         ]
         self._looks_again_at = clock.boottime() + _LOOK_FOR_ABANDONED
         if abandoned:
-            await self._put_in_doubt(abandoned, rests=_OWNER_MAY_STORE)
-            rests = _OWNER_MAY_STORE.total_seconds() + _CLOCKS_DRIFT
-            self._rests_until = clock.boottime() + rests
+            await self._put_in_doubt(abandoned)
 
-    async def _put_in_doubt(self, claims: Sequence[Abandoned], *, rests: timedelta) -> None:
+    async def _put_in_doubt(self, claims: Sequence[Abandoned]) -> None:
         """Settle claims that nobody works at, each by its provider's rotation."""
         clock = self._sweep.clock
         rotations = {provider.name: provider.rotation for provider in self._providers()}
@@ -191,7 +189,7 @@ class Scheduler:
                     clock.now(),
                     self._sweep.chance(),
                     hold=self._refresher.hold,
-                    rests=rests,
+                    rests=_OWNER_MAY_STORE,
                 ),
             )
             for claim in claims
@@ -199,6 +197,8 @@ class Scheduler:
         ]
         if settlements:
             await self._sweep.store.settle(settlements, now=clock.now())
+            rests = _OWNER_MAY_STORE.total_seconds() + _CLOCKS_DRIFT
+            self._rests_until = clock.boottime() + rests
         for settlement in settlements:
             self._sweep.publisher.publish(settlement.connection_id)
 

@@ -466,9 +466,9 @@ async def test_a_reply_waits_for_another_replicas_attempt() -> None:
     theirs = await after.claim(owner="two")
     recovery = await after.recover()
     assert list(after.here.journal.kept) == ["ours"]
-    finishing = asyncio.create_task(recovery.finish())
+    watching = asyncio.create_task(recovery.watch())
     await after.here.clock.run(5)
-    assert not finishing.done()
+    assert list(after.here.journal.kept) == ["ours"]
     unsent = Settlement(
         connection_id=theirs.connection_id,
         attempt=theirs.attempt,
@@ -482,9 +482,10 @@ async def test_a_reply_waits_for_another_replicas_attempt() -> None:
     )
     await after.here.store.settle([unsent], now=after.here.clock.now())
     await after.here.clock.run(5)
-    await finishing
     assert after.here.row().tokens.refresh_token == "next"
     assert after.here.journal.kept == {}
+    watching.cancel()
+    await asyncio.wait([watching])
 
 
 async def test_a_provider_that_comes_back_needs_no_restart() -> None:
